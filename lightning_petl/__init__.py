@@ -1,0 +1,89 @@
+"""lightning-petl: adapt a frozen vision backbone, fold the adapter into it, serve it at the backbone's own cost.
+
+Names are imported when they are first used (PEP 562), so that commands which need no tensor start without torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lightning_petl.adapter import Adapter, Method, Target
+    from lightning_petl.affine import Affine
+    from lightning_petl.errors import (
+        AdapterFileError,
+        BackboneMismatch,
+        ConfigError,
+        DataError,
+        NotMergeable,
+        PETLError,
+        PluginError,
+        TargetNotFound,
+    )
+    from lightning_petl.injection import Adapted, adapted_layers, inject, trainable
+    from lightning_petl.merging import Certificate, merge
+    from lightning_petl.methods.baselines import FullFineTuning, LinearProbe
+    from lightning_petl.methods.repadapter import RepAdapter
+    from lightning_petl.plugins import MethodInfo, list_methods
+    from lightning_petl.store import load_adapter, save_adapter
+
+_ROOMS = {
+    "adapter": ("Adapter", "Method", "Target"),
+    "affine": ("Affine",),
+    "errors": (
+        "AdapterFileError",
+        "BackboneMismatch",
+        "ConfigError",
+        "DataError",
+        "NotMergeable",
+        "PETLError",
+        "PluginError",
+        "TargetNotFound",
+    ),
+    "injection": ("Adapted", "adapted_layers", "inject", "trainable"),
+    "merging": ("Certificate", "merge"),
+    "methods.baselines": ("FullFineTuning", "LinearProbe"),
+    "methods.repadapter": ("RepAdapter",),
+    "plugins": ("MethodInfo", "list_methods"),
+    "store": ("load_adapter", "save_adapter"),
+}
+_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
+
+__all__ = [
+    "Adapted",
+    "Adapter",
+    "AdapterFileError",
+    "Affine",
+    "BackboneMismatch",
+    "Certificate",
+    "ConfigError",
+    "DataError",
+    "FullFineTuning",
+    "LinearProbe",
+    "Method",
+    "MethodInfo",
+    "NotMergeable",
+    "PETLError",
+    "PluginError",
+    "RepAdapter",
+    "Target",
+    "TargetNotFound",
+    "adapted_layers",
+    "inject",
+    "list_methods",
+    "load_adapter",
+    "merge",
+    "save_adapter",
+    "trainable",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _ROOM_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_ROOM_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

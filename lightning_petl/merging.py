@@ -1,0 +1,198 @@
+"""Folding adapters into their layers: all or none, in float64, with a certificate of what it cost in accuracy."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from lightning_petl import probe
+from lightning_petl.adapter import Adapter
+from lightning_petl.affine import Affine
+from lightning_petl.errors import NotMergeable
+from lightning_petl.injection import Adapted, adapted_layers, injection_of, leave, restore
+from lightning_petl.layers import AffineLayer, read, write
+
+EXACT = 1e-9
+"""Largest relative error, in float64, of a merge that counts as exact."""
+
+LIMITS = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 1e-1, torch.float16: 2e-2}
+"""Largest relative error of a whole model's outputs, by the dtype it is deployed in."""
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """What merging did to one layer, on random inputs, relative to the largest output.
+
+    Attributes:
+        float64: Difference between the layer with its adapter and the merged layer, both in float64.
+        deployed: Difference between that and the merged layer in the dtype it is stored in.
+    """
+
+    float64: float
+    deployed: float
+
+
+@dataclass(frozen=True)
+class ModelError:
+    """What merging did to a whole model's outputs.
+
+    Attributes:
+        relative: Largest difference of any output, relative to the largest output.
+        top1_agreement: Share of inputs whose highest output is the same; None where outputs are no scores.
+        inputs: Number of inputs compared.
+        source: Where the inputs came from, such as "validation".
+    """
+
+    relative: float
+    top1_agreement: float | None
+    inputs: int
+    source: str
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What a merge is known to have done.
+
+    Attributes:
+        dtype: Dtype of the merged weights.
+        layers: Error of each merged layer, by module path.
+        created: Tensors that the plain backbone lacks: biases that merging had to create.
+        model: Error of the whole model, where inputs were given.
+        digests: sha256 of the base (``fingerprint``), the adapter file and the merged weights, where files exist.
+    """
+
+    dtype: str
+    layers: dict[str, LayerError]
+    created: tuple[str, ...] = ()
+    model: ModelError | None = None
+    digests: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def float64_error(self) -> float:
+        """The largest float64 error of any layer; 0 where no layer was merged."""
+        return max((layer.float64 for layer in self.layers.values()), default=0.0)
+
+    @property
+    def deployed_error(self) -> float:
+        """The largest error of any layer in the dtype it is stored in."""
+        return max((layer.deployed for layer in self.layers.values()), default=0.0)
+
+    def to_dict(self) -> dict[str, object]:
+        """The certificate as JSON values, with the largest errors spelled out."""
+        return asdict(self) | {"float64_error": self.float64_error, "deployed_error": self.deployed_error}
+
+
+def merge(model: nn.Module, inputs: Tensor | tuple[Tensor, ...] | None = None) -> Certificate:
+    """Folds all adapters into their layers, in place; afterwards the model is the plain backbone, with other weights.
+
+    All merged layers are computed and checked before the first is put in place, so a failure changes nothing.
+
+    Args:
+        model: A model with adapters.
+        inputs: Inputs of the model; with them, its outputs before and after are compared too.
+
+    Returns:
+        The certificate of this merge.
+
+    Raises:
+        PETLError: The model has no adapters, or they are merged already.
+        NotMergeable: An adapter's forward and its merged map disagree, or a merged weight does not fit its dtype.
+    """
+    injection_of(model)
+    layers = adapted_layers(model)
+    new = {path: _merged(path, layer) for path, layer in layers.items()}
+    certificate = Certificate(
+        dtype=str(next((layer.base.weight.dtype for layer in layers.values()), _dtype(model))).removeprefix("torch."),
+        layers={path: error for path, (_, error) in new.items()},
+        created=tuple(f"{path}.bias" for path, (plain, _) in new.items() if _creates_bias(layers[path], plain)),
+    )
+    before = None if inputs is None else outputs(model, inputs)
+    restore(model, ((path, plain) for path, (plain, _) in new.items()))
+    if inputs is not None and before is not None:
+        try:
+            error = compare(before, outputs(model, inputs), "inputs", _dtype(model))
+        except BaseException:
+            restore(model, layers.items())
+            raise
+        certificate = Certificate(certificate.dtype, certificate.layers, certificate.created, error)
+    leave(model)
+    return certificate
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    return next((parameter.dtype for parameter in model.parameters()), torch.get_default_dtype())
+
+
+def _creates_bias(layer: Adapted, plain: AffineLayer) -> bool:
+    return layer.base.bias is None and plain.bias is not None
+
+
+def _merged(path: str, layer: Adapted) -> tuple[AffineLayer, LayerError]:
+    """A plain layer with the adapter folded in, and the error of that; the adapted layer is left as it is."""
+    base = read(layer.base).to(torch.float64)
+    adapter = copy.deepcopy(layer.adapter).to(torch.float64).eval()
+    with torch.no_grad():
+        exact = adapter.merged(base)
+        if exact.weight.shape != base.weight.shape:
+            raise NotMergeable(
+                f"merged weight is {tuple(exact.weight.shape)}, not {tuple(base.weight.shape)}", where=path
+            )
+        plain = _plain_copy(layer.base, exact)
+        if not all(torch.isfinite(parameter).all() for parameter in plain.parameters()):
+            raise NotMergeable(f"merged weights are not finite as {plain.weight.dtype}", where=path)
+        error = _layer_error(base, adapter, exact, read(plain))
+    if not error.float64 <= EXACT:
+        raise NotMergeable(
+            f"the adapter's forward and its merged map differ by {error.float64:.1e} (relative, float64)",
+            where=path,
+            fix="its method does not fold as it declares",
+        )
+    return plain, error
+
+
+def _plain_copy(layer: AffineLayer, new: Affine) -> AffineLayer:
+    """A layer of the same kind and settings with other weights; the weights of the old one are not copied."""
+    plain = copy.copy(layer)
+    plain._parameters = dict(layer._parameters)
+    write(plain, new)
+    return plain
+
+
+def _layer_error(base: Affine, adapter: Adapter, exact: Affine, stored: Affine) -> LayerError:
+    """Compares on fixed random inputs, ``(8, in)``."""
+    generator = torch.Generator().manual_seed(20230216)
+    x = torch.randn(8, base.in_features, generator=generator, dtype=torch.float64).to(base.weight.device)
+    with_adapter = adapter(x, base)
+    deployed = stored(x.to(stored.weight.dtype)).to(torch.float64)
+    return LayerError(_relative(with_adapter, exact(x)), _relative(with_adapter, deployed))
+
+
+def _relative(expected: Tensor, found: Tensor) -> float:
+    scale = expected.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+    return float((expected - found).abs().max() / scale)
+
+
+def outputs(model: nn.Module, inputs: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """A model's output in evaluation mode, in float64; of several outputs, the first tensor."""
+    with probe.evaluation(model):
+        found = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+    while not isinstance(found, Tensor):
+        found = next(iter(found.values())) if isinstance(found, dict) else found[0]
+    return found.to(torch.float64)
+
+
+def compare(expected: Tensor, found: Tensor, source: str, dtype: torch.dtype) -> ModelError:
+    """The error of a whole model's outputs, ``(inputs, ...)`` in float64.
+
+    Raises:
+        NotMergeable: It is above the limit of the dtype.
+    """
+    error = _relative(expected, found)
+    if not error <= LIMITS.get(dtype, EXACT):
+        raise NotMergeable(f"the merged model's outputs differ by {error:.1e} (relative, {dtype})", where=source)
+    scores = expected.dim() == 2 and expected.shape[1] > 1
+    agreement = float((expected.argmax(1) == found.argmax(1)).double().mean()) if scores else None
+    return ModelError(error, agreement, expected.shape[0], source)

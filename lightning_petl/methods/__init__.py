@@ -1,0 +1,1 @@
+"""The built-in methods, one file each. They import only the contract, as a third party's do."""
