@@ -40,16 +40,18 @@ class ModelError:
     """What merging did to a whole model's outputs.
 
     Attributes:
-        relative: Largest difference of any output, relative to the largest output.
+        deployed: Largest difference of any output, relative to the largest, in the dtype the model is deployed in.
         top1_agreement: Share of inputs whose highest output is the same; None where outputs are no scores.
         inputs: Number of inputs compared.
         source: Where the inputs came from, such as "validation".
+        float64: The same difference with the whole model in float64; None where it was not measured.
     """
 
-    relative: float
+    deployed: float
     top1_agreement: float | None
     inputs: int
     source: str
+    float64: float | None = None
 
 
 @dataclass(frozen=True)

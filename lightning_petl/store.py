@@ -81,6 +81,7 @@ def save_adapter(
         "method": _method_header(record.method),
         "backbone": {**_backbone_header(model), **dict(backbone or {}), "fingerprint": fingerprint(left)},
         "layers": [target.path for target in record.targets],
+        "extra": sorted(extras),
         "task": dict(task or {}),
         "versions": versions(),
     }

@@ -1,0 +1,138 @@
+"""Scanning of class-folder trees: ``<tree>/<class name>/**/<image>``, labels in order of the sorted class names."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from lightning_petl.data.images import EXTENSIONS
+from lightning_petl.data.notices import DataWarning, listed
+from lightning_petl.data.sources import Sample
+from lightning_petl.errors import DataError
+
+
+def class_names(tree: Path, field: str) -> tuple[str, ...]:
+    """Reads the names of the class folders, sorted by code point; hidden folders are none.
+
+    Args:
+        tree: Folder of one split.
+        field: Configuration field that gave the folder, for messages.
+
+    Raises:
+        DataError: There is no such folder, it has no class folder, or two names differ by upper and lower case only.
+    """
+    require_folder(tree, field)
+    names = sorted(path.name for path in tree.iterdir() if not path.name.startswith(".") and path.is_dir())
+    if not names:
+        raise DataError(
+            f"{tree} has no class folders", where=field, fix="put the images of each class into a folder of its name"
+        )
+    spelt: dict[str, str] = {}
+    for name in names:
+        if (other := spelt.setdefault(name.casefold(), name)) != name:
+            raise DataError(
+                f"the class folders {other!r} and {name!r} of {tree} differ by upper and lower case only",
+                where=field,
+                fix="merge or rename them: they would be two classes here and one on other file systems",
+            )
+    return tuple(names)
+
+
+def require_folder(folder: Path, field: str) -> None:
+    """Raises a `DataError` that names the configuration field unless the folder exists."""
+    if not folder.is_dir():
+        missing = "does not exist" if not folder.exists() else "is not a folder"
+        raise DataError(f"the folder {folder} {missing}", where=field, fix=f"correct {field}, or null if there is none")
+
+
+def require_same_classes(first: Path, expected: Sequence[str], second: Path, found: Sequence[str], field: str) -> None:
+    """Compares two trees by class name: with other names, the same label would mean another class.
+
+    Raises:
+        DataError: Naming the classes that only one of the trees has.
+    """
+    lacking, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    if lacking or extra:
+        only = [f"only in {tree}: {listed(names)}" for tree, names in ((first, lacking), (second, extra)) if names]
+        raise DataError(
+            f"the splits have different classes; {'; '.join(only)}", where=field, fix="give all splits the same folders"
+        )
+
+
+def scan_classes(tree: Path, classes: Sequence[str], field: str) -> list[Sample]:
+    """Lists the images of all classes, ordered by class and by path, with labels ``0..len(classes) - 1``.
+
+    Raises:
+        DataError: Class folders without any image (all are named), or a folder that cannot be read.
+    """
+    left_out = [str(path) for path in tree.iterdir() if not path.name.startswith(".") and path.is_file()]
+    samples: list[Sample] = []
+    empty: list[str] = []
+    for label, name in enumerate(classes):
+        images = _images(tree / name, left_out)
+        samples += [Sample(path, label) for path in images]
+        if not images:
+            empty.append(name)
+    _warn_left_out(tree, left_out)
+    if empty:
+        raise DataError(
+            f"{len(empty)} class folders of {tree} have no image: {listed(empty)}",
+            where=field,
+            fix=f"fill or remove them; images end in {', '.join(sorted(EXTENSIONS))}",
+        )
+    return samples
+
+
+def scan_images(folder: Path, field: str) -> list[Sample]:
+    """Lists all images below a folder, ordered by path, without labels (-1).
+
+    Raises:
+        DataError: There is no such folder or no image below it.
+    """
+    require_folder(folder, field)
+    left_out: list[str] = []
+    images = _images(folder, left_out)
+    _warn_left_out(folder, left_out)
+    if not images:
+        raise DataError(
+            f"{folder} has no image", where=field, fix=f"images end in {', '.join(sorted(EXTENSIONS))}, at any depth"
+        )
+    return [Sample(path, -1) for path in images]
+
+
+def _images(folder: Path, left_out: list[str]) -> list[str]:
+    """Paths of the images below a folder, sorted; visible files of other kinds are appended to ``left_out``."""
+    images: list[str] = []
+    for path in _files(folder):
+        (images if os.path.splitext(path)[1].lower() in EXTENSIONS else left_out).append(path)  # noqa: PTH122 - speed
+    return sorted(images)
+
+
+def _files(folder: Path) -> Iterator[str]:
+    seen: set[str] = set()
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=_refuse):
+        real = os.path.realpath(parent)
+        if real in seen:
+            raise DataError("a link leads to a folder that was already read", where=parent, fix="remove the link")
+        seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (os.path.join(parent, name) for name in files if not name.startswith("."))  # noqa: PTH118 - speed
+
+
+def _refuse(error: OSError) -> None:
+    """os.walk passes over a folder that it cannot list, with all samples in it, unless told otherwise."""
+    raise DataError(
+        f"the folder cannot be read: {error.strerror}", where=str(error.filename), fix="permit it"
+    ) from error
+
+
+def _warn_left_out(folder: Path, left_out: Sequence[str]) -> None:
+    if left_out:
+        warnings.warn(
+            f"{len(left_out)} files of {folder} are left out, as no images of a class by name or place: "
+            f"{listed(sorted(left_out), shown=3)}",
+            DataWarning,
+            stacklevel=3,
+        )

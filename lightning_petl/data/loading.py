@@ -1,0 +1,53 @@
+"""The loader: batches of tensors in, one-line errors out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+from torch.utils.data import DataLoader, default_collate
+
+from lightning_petl.data.samplers import EpochSampler
+from lightning_petl.errors import DataError
+
+Batch = tuple[Tensor, Tensor]
+"""Images ``(B, 3, H, W)``, float32, and numbers ``(B,)``, int64."""
+
+
+def collate(items: list[tuple[Tensor, int]] | DataError) -> Batch | DataError:
+    """Stacks the samples of a batch, in shared memory if in a worker; an error passes through."""
+    if isinstance(items, DataError):
+        return items
+    images, numbers = default_collate(items)
+    return images, numbers
+
+
+class Loader(DataLoader[tuple[Tensor, int]]):
+    """A DataLoader that starts late and raises a worker's `DataError` as it was made.
+
+    No ``__init__`` and no attributes of its own: Lightning rebuilds loaders from what DataLoader has.
+    """
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        """Yields the batches of an epoch.
+
+        Raises:
+            DataError: A sample cannot be read.
+        """
+        # A generator: nothing below runs before the first batch is asked for. Lightning makes the iterator of a resumed
+        # epoch before it tells the sampler which epoch it is, and workers would by then have fetched from epoch 0.
+        if isinstance(self.sampler, EpochSampler):
+            self.sampler.start(self.batch_size or 1)
+        for batch in super().__iter__():
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """What the order of samples follows from. The place in it is not kept: the trainer counts its batches."""
+        return self.sampler.order(self.batch_size or 1) if isinstance(self.sampler, EpochSampler) else {}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Lightning calls this on a resume, before the first batch: the pass continues where the trainer stopped."""
+        if isinstance(self.sampler, EpochSampler):
+            self.sampler.resume(state)

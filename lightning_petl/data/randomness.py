@@ -1,0 +1,34 @@
+"""Random choices that follow from what they are for, not from which process makes them or what ran before."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+def mixed(*key: int) -> int:
+    """A 64-bit seed from several numbers of 0 or more; neighbouring keys give unrelated seeds."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+
+
+@contextmanager
+def seeded(*key: int) -> Iterator[None]:
+    """Seeds the CPU generators of torch, NumPy and Python from a key, and puts them back afterwards.
+
+    torch.manual_seed would not do: it also seeds the accelerators, whose generators the model's dropout reads.
+    """
+    states = torch.default_generator.get_state(), np.random.get_state(), random.getstate()
+    seed = mixed(*key)
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])

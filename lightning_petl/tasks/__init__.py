@@ -1,0 +1,6 @@
+"""LightningModules that train a method on a frozen backbone, one file a task."""
+
+from lightning_petl.tasks.classification import ClassificationTask
+from lightning_petl.tasks.task import PETLTask
+
+__all__ = ["ClassificationTask", "PETLTask"]

@@ -1,0 +1,94 @@
+"""Checkpoints of what trains: small, made of tensors and plain values, and compared name by name when loaded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from lightning_petl.errors import AdapterFileError, BackboneMismatch, ConfigError
+from lightning_petl.injection import Adapted, trainable
+from lightning_petl.plugins import name_of
+from lightning_petl.store import fingerprint, tensor_digests
+
+if TYPE_CHECKING:
+    from lightning_petl.tasks.task import PETLTask
+
+RECORD = "lightning_petl"
+
+
+def trains(module: nn.Module) -> bool:
+    """Whether a module has a parameter of its own that trains."""
+    return any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+
+
+def kept_names(task: PETLTask) -> set[str]:
+    """Names of the backbone's tensors that fit may change: what trains, and running statistics that drift."""
+    statistics = {
+        f"{path}.{name}"
+        for path, module in task.backbone.named_modules()
+        if isinstance(module, nn.modules.batchnorm._NormBase) and (task.backbone_mode == "train" or trains(module))
+        for name, _ in module.named_buffers(recurse=False)
+    }
+    return statistics | set(trainable(task.backbone))
+
+
+def _expected(task: PETLTask) -> set[str]:
+    """Keys of the task's state dict that a checkpoint holds, adapters and drifting statistics included."""
+    state = set(task.state_dict())
+    training = {name for name, parameter in task.named_parameters() if parameter.requires_grad}
+    adapter_state = {
+        f"backbone.{path}.adapter.{name}"
+        for path, module in task.backbone.named_modules()
+        if isinstance(module, Adapted)
+        for name in module.adapter.state_dict()
+    }
+    return state & (training | adapter_state | {f"backbone.{name}" for name in kept_names(task)})
+
+
+def reduce(checkpoint: dict[str, Any], task: PETLTask) -> None:
+    """Drops the frozen tensors from a checkpoint and adds the record."""
+    keep = _expected(task)
+    checkpoint["state_dict"] = {name: tensor for name, tensor in checkpoint["state_dict"].items() if name in keep}
+    checkpoint[RECORD] = record(task)
+
+
+def record(task: PETLTask) -> dict[str, Any]:
+    """What a checkpoint belongs to, in plain values."""
+    frozen = fingerprint(tensor_digests(task.backbone, leave_out=kept_names(task)))
+    return {
+        "method.name": name_of(type(task.method)).name,
+        "method.arguments": task.method.arguments,
+        "backbone.name": task.backbone_name,
+        "num_classes": task.num_classes,
+        "classes": None if task.classes is None else list(task.classes),
+        "backbone.fingerprint": frozen,
+    }
+
+
+def check(checkpoint: dict[str, Any], task: PETLTask) -> None:
+    """Compares a checkpoint with the task that is to continue from it.
+
+    Raises:
+        AdapterFileError: It is no checkpoint of this package, or its tensors are not those that the task trains.
+        ConfigError: It was made with another method, backbone or head.
+        BackboneMismatch: The frozen weights are others.
+    """
+    if task.weights is not None:
+        fix = "give one of model.weights and ckpt_path"
+        raise ConfigError("a checkpoint would be loaded over model.weights", where="ckpt_path", fix=fix)
+    found = checkpoint.get(RECORD)
+    if not isinstance(found, dict):
+        raise AdapterFileError("the checkpoint is not one of lightning-petl", where="ckpt_path")
+    for field, mine in record(task).items():
+        theirs = found.get(field)
+        if theirs != mine and field == "backbone.fingerprint":
+            raise BackboneMismatch("the checkpoint was trained on other frozen weights", where=f"ckpt_path: {field}")
+        if theirs != mine:
+            fix = "continue with the settings that it was made with"
+            raise ConfigError(f"the checkpoint has {field} {theirs}, not {mine}", where=f"ckpt_path: {field}", fix=fix)
+    wrong = sorted(_expected(task) ^ set(checkpoint["state_dict"]))
+    if wrong:
+        raise AdapterFileError(
+            f"{len(wrong)} tensors are missing or unknown, {wrong[0]} first", where=f"ckpt_path: {wrong[0]}"
+        )

@@ -1,0 +1,234 @@
+"""What every task shares: a frozen backbone with a method's adapters, its optimizer, modes and checkpoints."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal, cast
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.cli import OptimizerCallable
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from timm.scheduler.cosine_lr import CosineLRScheduler
+from torch import Tensor, nn
+
+from lightning_petl import backbones
+from lightning_petl.adapter import JSON, Adapter, Method
+from lightning_petl.backbones import TimmArgument
+from lightning_petl.data.input_config import InputConfig
+from lightning_petl.errors import ConfigError, PETLError
+from lightning_petl.injection import inject
+from lightning_petl.plugins import name_of
+from lightning_petl.store import FORMAT, MERGED_FORMAT, load_adapter, load_merged, tensor_digests
+from lightning_petl.tasks import checkpoint as checkpoints
+from lightning_petl.tensorfile import Header, read_header
+
+BackboneMode = Literal["train", "eval", "bn_eval"]
+
+
+def adamw(parameters: Any) -> torch.optim.Optimizer:
+    """AdamW as in RepAdapter's VTAB-1k recipe: learning rate 1e-3, weight decay 1e-4 on all that trains."""
+    return torch.optim.AdamW(parameters, lr=1e-3, weight_decay=1e-4)
+
+
+class PETLTask(pl.LightningModule, ABC):
+    """A frozen backbone, a method, and how they are trained.
+
+    Adapters are injected when the task is built, so that optimizers see them. Checkpoints hold what trains, and are
+    compared with the task in both directions when they are loaded.
+
+    Args:
+        backbone: timm's name of a model.
+        method: What adapts it.
+        backbone_args: Keyword arguments of the timm model, such as ``{"img_size": 32, "drop_path_rate": 0.1}``.
+        pretrained: True for timm's own weights; a file, or ``package:path`` for one inside a package; False for none.
+        weights: An ``adapter.safetensors`` or ``merged.safetensors`` to test, validate or predict with.
+        classes: Names of the classes, in the order of the head's outputs; the data module gives them in the CLI.
+        num_classes: Number of classes; follows from ``classes`` where those are given.
+        optimizer: Builds the optimizer from the parameters that train.
+        warmup_epochs: Epochs of linear warm-up in front of the cosine.
+        warmup_lr: Learning rate at the start of the warm-up.
+        min_lr: Learning rate at the end of the cosine.
+        backbone_mode: Mode of the backbone's modules in training. ``bn_eval``: training mode, so that drop-path acts,
+            but frozen BatchNorm uses its stored statistics. ``eval``: evaluation mode. ``train``: training mode, in
+            which BatchNorm statistics drift, and are stored with the adapter.
+    """
+
+    backbone: nn.Module
+
+    def __init__(
+        self,
+        backbone: str,
+        method: Method,
+        backbone_args: dict[str, TimmArgument] | None = None,
+        pretrained: bool | str = True,
+        weights: str | None = None,
+        classes: Sequence[str] | None = None,
+        num_classes: int | None = None,
+        optimizer: OptimizerCallable = adamw,
+        warmup_epochs: int = 10,
+        warmup_lr: float = 1e-6,
+        min_lr: float = 1e-5,
+        backbone_mode: BackboneMode = "bn_eval",
+    ) -> None:
+        super().__init__()
+        self.backbone_name, self.backbone_args = backbone, dict(backbone_args or {})
+        self.method, self.optimizer_of = method, optimizer
+        self.warmup_epochs, self.warmup_lr, self.min_lr = warmup_epochs, warmup_lr, min_lr
+        self.backbone_mode = backbone_mode
+        self.classes = None if classes is None else tuple(classes)
+        self.num_classes = _count(self.classes, num_classes)
+        self.weights = weights
+        self.weights_header = None if weights is None else self._check_weights(weights)
+        merged = self.weights_header is not None and self.weights_header["format"] == MERGED_FORMAT
+        self.backbone = backbones.create(backbone, self.backbone_args, self.num_classes, pretrained and not merged)
+        self.input_config = backbones.input_config(self.backbone)
+        self.head = backbones.head_path(self.backbone)
+        self._adapt(merged)
+        # Whatever a checkpoint lacks is compared by name in on_load_checkpoint; the frozen rest is not in it.
+        self.strict_loading = False
+
+    def _adapt(self, merged: bool) -> None:
+        if merged:
+            load_merged(self.backbone, cast(str, self.weights))
+            self.backbone.requires_grad_(False)
+        elif self.weights is not None:
+            load_adapter(self.backbone, self.weights)
+        else:
+            inject(self.backbone, self.method)
+            self.backbone.get_submodule(self.head).requires_grad_(True)
+
+    def _check_weights(self, path: str) -> Header:
+        """Compares a file's header with this task before any model is built."""
+        header = read_header(path)
+        if header["format"] not in (FORMAT, MERGED_FORMAT):
+            raise ConfigError(f"format {header['format']!r} is unknown", where=f"{path}: format")
+        found, mine = (
+            header.get("method"),
+            {"name": name_of(type(self.method)).name, "arguments": self.method.arguments},
+        )
+        for field, wanted in mine.items():
+            if not isinstance(found, dict) or found.get(field) != wanted:
+                shown = found.get(field) if isinstance(found, dict) else None
+                fix = f"set model.method to the file's: {shown}"
+                raise ConfigError(
+                    f"the file's method has {field} {shown}, not {wanted}", where=f"{path}: method.{field}", fix=fix
+                )
+        self._check_classes(header.get("task"), path)
+        return header
+
+    def _check_classes(self, task: object, path: str) -> None:
+        classes = task.get("classes") if isinstance(task, dict) else None
+        if isinstance(classes, list) and self.classes is not None and tuple(classes) != self.classes:
+            counts = f"{len(classes)} classes, the data {len(self.classes)}"
+            differ = sorted({str(name) for name in classes} ^ set(self.classes))
+            text = (
+                f"the file has {counts}" if len(classes) != len(self.classes) else "the classes differ from the file's"
+            )
+            raise ConfigError(f"{text} ({', '.join(differ[:5]) or 'in their order'})", where=f"{path}: task.classes")
+
+    def new_backbone(self) -> nn.Module:
+        """The plain backbone built anew, without pretrained weights."""
+        return backbones.create(self.backbone_name, self.backbone_args, self.num_classes)
+
+    @property
+    def backbone_record(self) -> dict[str, JSON]:
+        """How to build the backbone: timm's name and arguments, as JSON values."""
+        arguments = cast(dict[str, JSON], self.backbone_args | {"num_classes": self.num_classes})
+        return {"name": self.backbone_name, "arguments": arguments}
+
+    def task_record(self, used: InputConfig | None) -> dict[str, JSON]:
+        """What a consumer needs to predict: the kind of task, class names, and how images become inputs."""
+        inputs = cast(dict[str, JSON], (used or self.input_config).to_dict())
+        classes: JSON = None if self.classes is None else list(self.classes)
+        return {"kind": type(self).__name__, "classes": classes, "num_classes": self.num_classes, "input": inputs}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Outputs of the backbone's head: ``(batch, 3, height, width)`` to ``(batch, classes)``."""
+        return cast(Tensor, self.backbone(images))
+
+    @abstractmethod
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """The loss of one batch, a scalar."""
+
+    # -- optimizer and schedule ----------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimizer over what trains, with warm-up and cosine stepped once an epoch, as the seed papers do.
+
+        Raises:
+            ConfigError: Nothing trains, or ``trainer.max_epochs`` is not set.
+        """
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        epochs = self.trainer.max_epochs
+        if self.weights is not None:
+            fix = "resume training with --ckpt_path, or leave model.weights out"
+            raise ConfigError("weights serve testing and prediction, not training", where="model.weights", fix=fix)
+        if not epochs or epochs < 1:
+            raise ConfigError("the cosine needs a number of epochs", where="trainer.max_epochs", fix="set it above 0")
+        optimizer = self.optimizer_of(parameters)
+        warmup = min(self.warmup_epochs, epochs)
+        scheduler = CosineLRScheduler(
+            optimizer, t_initial=epochs, lr_min=self.min_lr, warmup_t=warmup, warmup_lr_init=self.warmup_lr
+        )
+        schedule = {"scheduler": scheduler, "interval": "epoch"}
+        return cast(OptimizerLRScheduler, {"optimizer": optimizer, "lr_scheduler": schedule})
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Sets the learning rate of the coming epoch; timm's schedules are functions of its number."""
+        scheduler.step(epoch=self.current_epoch + 1)
+
+    # -- modes and frozenness ------------------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        """Sets the modes, which Lightning leaves as they are, and remembers the frozen tensors."""
+        self.train()
+        if self.backbone_mode == "eval":
+            self.backbone.eval()
+        for module in self.backbone.modules():
+            if isinstance(module, Adapter) or checkpoints.trains(module):
+                module.train()
+            elif isinstance(module, nn.modules.batchnorm._NormBase) and self.backbone_mode == "bn_eval":
+                module.eval()
+        self._frozen = self._frozen_digests()
+
+    def on_fit_end(self) -> None:
+        """Compares the frozen tensors with those at the start.
+
+        Raises:
+            PETLError: One changed.
+        """
+        changed = [name for name, digest in self._frozen_digests().items() if self._frozen[name] != digest]
+        if changed:
+            raise PETLError(
+                f"{len(changed)} frozen tensors changed in training, {changed[0]} first", where="model.backbone"
+            )
+
+    def _frozen_digests(self) -> dict[str, str]:
+        return tensor_digests(self.backbone, leave_out=checkpoints.kept_names(self))
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps what trains, and a record in plain values of what it belongs to."""
+        checkpoints.reduce(checkpoint, self)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint of another backbone, method or head, or with other tensors than this task trains."""
+        checkpoints.check(checkpoint, self)
+
+
+def _count(classes: tuple[str, ...] | None, num_classes: int | None) -> int:
+    """The number of classes, from their names or as given; both must agree."""
+    if classes is None and num_classes is None:
+        raise ConfigError("the number of classes is unknown", where="model.num_classes", fix="set it, or give classes")
+    if classes is not None and num_classes not in (None, len(classes)):
+        fix = "leave model.num_classes out, or choose the data it belongs to"
+        raise ConfigError(
+            f"num_classes is {num_classes}, the data has {len(classes)}", where="model.num_classes", fix=fix
+        )
+    count = len(classes) if classes is not None else cast(int, num_classes)
+    if count < 1:
+        raise ConfigError(f"num_classes is {count}", where="model.num_classes", fix="give at least one class")
+    return count
