@@ -82,7 +82,7 @@ class PETLTask(pl.LightningModule, ABC):
         self.weights = weights
         self.weights_header = None if weights is None else self._check_weights(weights)
         merged = self.weights_header is not None and self.weights_header["format"] == MERGED_FORMAT
-        self.backbone = backbones.create(backbone, self.backbone_args, self.num_classes, pretrained and not merged)
+        self.backbone = backbones.create(backbone, self.backbone_args, self.num_classes, not merged and pretrained)
         self.input_config = backbones.input_config(self.backbone)
         self.head = backbones.head_path(self.backbone)
         self._adapt(merged)

@@ -1,0 +1,43 @@
+"""`lightning-petl inspect FILE`: what an adapter or merged file holds, in words."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from lightning_petl import tensorfile
+
+
+def run(arguments: list[str]) -> int:
+    """Prints the header and the sizes of one file, once its digest is checked."""
+    parser = argparse.ArgumentParser("lightning-petl inspect", description=__doc__)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args(arguments[1:])
+    header, tensors = tensorfile.read(options.file)
+    found: dict[str, Any] = {
+        **header,
+        "tensors": {name: [str(t.dtype).removeprefix("torch."), list(t.shape)] for name, t in tensors.items()},
+        "parameters": sum(tensor.numel() for tensor in tensors.values()),
+        "bytes": options.file.stat().st_size,
+    }
+    print(json.dumps(found, indent=2) if options.json else _words(found, str(options.file)))
+    return 0
+
+
+def _words(found: dict[str, Any], path: str) -> str:
+    method, backbone, task = (found.get(key) or {} for key in ("method", "backbone", "task"))
+    arguments = ", ".join(f"{key}={value}" for key, value in method.get("arguments", {}).items())
+    classes = task.get("classes")
+    lines = [
+        f"{path}: {found['format']}, {found['bytes']:,} bytes, {found['parameters']:,} values in {len(found['tensors'])} tensors",
+        f"method    {method.get('name')}({arguments}) of {method.get('distribution')} {method.get('version')}",
+        f"backbone  {backbone.get('name')} {backbone.get('arguments')}, fingerprint {str(backbone.get('fingerprint'))[:16]}",
+        f"layers    {len(found.get('layers', []))} adapted",
+        f"classes   {', '.join(classes) if classes else 'not recorded'}",
+        f"created   {', '.join(found.get('created', [])) or 'nothing'}",
+        f"digest    {found['digest']}, as its content",
+    ]
+    return "\n".join(lines)

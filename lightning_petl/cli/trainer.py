@@ -1,0 +1,152 @@
+"""`lightning-petl fit | validate | test | predict`: LightningCLI over the tasks, the data modules and the methods."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytorch_lightning as pl
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.loggers import CSVLogger
+
+from lightning_petl.callbacks import BestCheckpoint, PredictionWriter, Reparameterize, ResultsWriter
+from lightning_petl.callbacks.results import probe_folder
+from lightning_petl.data import DigitsData, ImageFolderData, ImageListData
+from lightning_petl.errors import ConfigError
+from lightning_petl.plugins import Methods, list_methods, unknown_method
+from lightning_petl.tasks import PETLTask
+
+# Short class names in YAML resolve among the classes that are imported: these and the installed methods.
+DATA_MODULES = (ImageFolderData, ImageListData, DigitsData)
+_TASK, _DATA = "lightning_petl.tasks.ClassificationTask", "lightning_petl.data.ImageFolderData"
+
+
+def run(arguments: list[str]) -> int:
+    """Runs one Trainer command."""
+    # A few loader workers on a small machine are right for small images; the advice would be printed in every run.
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*number of training batches.*smaller than the logging interval.*")
+    methods = list_methods()
+    assert isinstance(methods, Methods)
+    # In sys.argv, too: processes that a distributed strategy starts run this command again from there.
+    before, sys.argv[1:] = sys.argv[1:], _resolve_method(arguments, methods)
+    try:
+        cli = _cli()
+    finally:
+        sys.argv[1:] = before
+    return 143 if cli.trainer.received_sigterm else 0
+
+
+def _cli() -> PETLCLI:
+    return PETLCLI(
+        PETLTask,
+        pl.LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        parser_class=Parser,
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        save_config_kwargs={"overwrite": True},
+    )
+
+
+def _resolve_method(arguments: list[str], methods: Methods) -> list[str]:
+    """Replaces a method's name on the command line by its import path.
+
+    Raises:
+        ConfigError: No such method is installed.
+    """
+    resolved = list(arguments)
+    for index, argument in enumerate(arguments):
+        option, equals, value = argument.partition("=")
+        if option not in ("--model.method", "--model.method.help", "--model.init_args.method"):
+            continue
+        place = index if equals else index + 1
+        name = value if equals else (arguments[place] if place < len(arguments) else "")
+        if not name.isidentifier():
+            continue
+        if name not in methods:
+            raise ConfigError(f"unknown method {name!r}", where="model.method", fix=unknown_method(name))
+        cls = methods[name].cls
+        assert cls is not None
+        resolved[place] = (f"{option}=" if equals else "") + f"{cls.__module__}.{cls.__qualname__}"
+    return resolved
+
+
+class Parser(LightningArgumentParser):
+    """LightningCLI's parser, with errors of one line that name the nearest known names."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Turns the parser's message into one line.
+
+        Raises:
+            ConfigError: Always.
+        """
+        raise ConfigError(*_condensed(message, self)[:1], **_condensed(message, self)[1])
+
+
+def _condensed(message: str, parser: LightningArgumentParser) -> tuple[str, dict[str, str]]:
+    """What is wrong, and where and how to mend it, out of a message of many lines."""
+    found = re.search(r'[Kk]ey "([^"]+)"', message)
+    where = found.group(1) if found else "command line"
+    lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
+    told = [line for line in lines if re.search(r"not accepted|Expected|unexpected|No such|required|Unrecognized|unrecognized|invalid|not in|Unable|not found|not a|not allowed|does not", line, re.I)]
+    what = next((line for line in told if "not accepted" in line), (told or lines or ["bad arguments"])[0])
+    unknown = re.search(r"Option '([^']+)'|(?:[Uu]nrecognized arguments:|[Kk]ey) +\"?(?:--)?([\w.]+)|class_path '([^']+)'|but (\w+) either", message)
+    name = next((group for group in unknown.groups() if group), "") if unknown else ""
+    if where.endswith("method") and re.search(r"but (\w+) either|Unable to import|not a subclass", message) and name:
+        return f"unknown method {name!r}", {"where": where, "fix": unknown_method(name)}
+    fix = _near(name.rpartition(".")[2], parser, message) if name else ""
+    return re.sub(r"\s+", " ", what), {"where": where, "fix": fix or "see --help"}
+
+
+def _near(name: str, parser: LightningArgumentParser, message: str) -> str:
+    """Options whose names are like an unknown one."""
+    import importlib
+    import inspect
+
+    known = {action.dest.rpartition(".")[2] for action in parser._actions}
+    found = re.search(r"class_path '([\w.]+)\.(\w+)'", message)
+    if found:
+        cls = getattr(importlib.import_module(found.group(1)), found.group(2))
+        known |= {p for kind in cls.__mro__ for p in inspect.signature(kind.__init__).parameters} - {"self", "args", "kwargs"}
+    near = difflib.get_close_matches(name, known - {name}, n=3)
+    return f"did you mean {' or '.join(near)}?" if near else ""
+
+
+class PETLCLI(LightningCLI):
+    """LightningCLI with a task and data module by default, and the callbacks that leave a run's files."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds what is configurable besides model, data and trainer."""
+        parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(Reparameterize, "reparameterize")
+        parser.set_defaults({"model": {"class_path": _TASK}, "data": {"class_path": _DATA}})
+        parser.link_arguments("data.classes", "model.init_args.classes", apply_on="instantiate")
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Gives the run its folder, and the callbacks that write into it."""
+        config = self._get(self.config_init, "trainer")
+        root = Path(config["default_root_dir"] or "runs")
+        probe_folder(root)
+        if config["logger"] in (None, True):
+            config["logger"] = CSVLogger(str(root), name="", version=_free_version(root))
+        config["default_root_dir"] = str(root)
+        trainer = super().instantiate_trainer(**kwargs)
+        trainer.callbacks += [ResultsWriter(), PredictionWriter()]  # type: ignore[attr-defined]
+        return trainer
+
+
+def _free_version(root: Path) -> str:
+    """Where in a folder a run goes: the folder itself, or the first free ``version_N`` where it holds a run already."""
+    if not (root / "config.yaml").exists() and not (root / "results.json").exists():
+        return ""
+    number = 1
+    while (root / f"version_{number}").exists():
+        number += 1
+    return f"version_{number}"
