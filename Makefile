@@ -1,0 +1,36 @@
+# `make quickstart` and `make test` do all the set-up there is.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test test-all lint docs bench clean
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'lightning-petl needs Python 3.11 or newer: make PYTHON=python3.11 ...')"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable ".[demo,video,dev,docs]"
+	touch $@
+
+quickstart: $(VENV)/installed  ## adapt, fold and test on real data; prints one table
+	$(BIN)/python -m lightning_petl.demo.quickstart
+
+test: $(VENV)/installed  ## the default tests, on two processes
+	$(BIN)/python -m pytest -n 2
+
+test-all: $(VENV)/installed  ## the slow tests too
+	$(BIN)/python -m pytest -n 2 -m "slow or not slow"
+
+lint: $(VENV)/installed  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(VENV)/installed  ## the documentation as a site
+	$(BIN)/mkdocs build --strict
+
+bench: $(VENV)/installed  ## speed, as ratios measured in one run
+	$(BIN)/python benchmarks/repadapter_step.py
+
+clean:
+	rm -rf $(VENV) build dist site *.egg-info
