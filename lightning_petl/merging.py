@@ -134,10 +134,9 @@ def _creates_bias(layer: Adapted, plain: AffineLayer) -> bool:
 
 def _merged(path: str, layer: Adapted) -> tuple[AffineLayer, LayerError]:
     """A plain layer with the adapter folded in, and the error of that; the adapted layer is left as it is."""
-    base = read(layer.base).to(torch.float64)
     adapter = copy.deepcopy(layer.adapter).to(torch.float64).eval()
     with torch.no_grad():
-        exact = adapter.merged(base)
+        exact, base = adapter.merged(_in_float64(layer.base)), _in_float64(layer.base)
         if exact.weight.shape != base.weight.shape:
             raise NotMergeable(
                 f"merged weight is {tuple(exact.weight.shape)}, not {tuple(base.weight.shape)}", where=path
@@ -153,6 +152,13 @@ def _merged(path: str, layer: Adapted) -> tuple[AffineLayer, LayerError]:
             fix="its method does not fold as it declares",
         )
     return plain, error
+
+
+def _in_float64(layer: AffineLayer) -> Affine:
+    """A copy of a layer's map, even if it is float64 already: a method that writes to its base must not reach it."""
+    base = read(layer)
+    bias = None if base.bias is None else base.bias.to(torch.float64, copy=True)
+    return Affine(base.weight.to(torch.float64, copy=True), bias)
 
 
 def _plain_copy(layer: AffineLayer, new: Affine) -> AffineLayer:

@@ -42,7 +42,9 @@ class PredictionWriter(BasePredictionWriter):
         scores = torch.cat([probabilities for probabilities, _ in predictions])
         indices = torch.cat([index for _, index in predictions])
         best = scores.max(dim=1)
-        for index, label, probability in zip(indices.tolist(), best.indices.tolist(), best.values.tolist(), strict=True):
+        for index, label, probability in zip(
+            indices.tolist(), best.indices.tolist(), best.values.tolist(), strict=True
+        ):
             rows.writerow((names[index], classes[label], f"{probability:.6f}"))
         name = "predictions.csv" if trainer.world_size == 1 else f"predictions-{trainer.global_rank}.csv"
         content = text.getvalue()

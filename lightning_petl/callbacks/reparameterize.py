@@ -38,7 +38,12 @@ class Reparameterize(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes the files, on the first process alone."""
-        if not self.enabled or not trainer.is_global_zero or not trainer.log_dir or trainer.fast_dev_run:
+        if (
+            not self.enabled
+            or not trainer.is_global_zero
+            or not trainer.log_dir
+            or getattr(trainer, "fast_dev_run", False)
+        ):
             return
         if not isinstance(pl_module, PETLTask):
             raise ConfigError("only a PETLTask can be folded", where="model")

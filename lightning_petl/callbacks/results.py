@@ -49,7 +49,7 @@ class ResultsWriter(pl.Callback):
             self._write(trainer, pl_module, "validate")
 
     def _write(self, trainer: pl.Trainer, task: pl.LightningModule, stage: str) -> None:
-        if not trainer.is_global_zero or not trainer.log_dir or trainer.fast_dev_run:
+        if not trainer.is_global_zero or not trainer.log_dir or getattr(trainer, "fast_dev_run", False):
             return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         checkpoint = next((c for c in trainer.callbacks if isinstance(c, BestCheckpoint)), None)  # type: ignore[attr-defined]

@@ -32,9 +32,11 @@ def _words(found: dict[str, Any], path: str) -> str:
     arguments = ", ".join(f"{key}={value}" for key, value in method.get("arguments", {}).items())
     classes = task.get("classes")
     lines = [
-        f"{path}: {found['format']}, {found['bytes']:,} bytes, {found['parameters']:,} values in {len(found['tensors'])} tensors",
+        f"{path}: {found['format']}, {found['bytes']:,} bytes",
+        f"tensors   {len(found['tensors'])}, of {found['parameters']:,} values",
         f"method    {method.get('name')}({arguments}) of {method.get('distribution')} {method.get('version')}",
-        f"backbone  {backbone.get('name')} {backbone.get('arguments')}, fingerprint {str(backbone.get('fingerprint'))[:16]}",
+        f"backbone  {backbone.get('name')} {backbone.get('arguments')}",
+        f"          fingerprint {backbone.get('fingerprint')}",
         f"layers    {len(found.get('layers', []))} adapted",
         f"classes   {', '.join(classes) if classes else 'not recorded'}",
         f"created   {', '.join(found.get('created', [])) or 'nothing'}",

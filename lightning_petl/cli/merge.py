@@ -1,4 +1,4 @@
-"""`lightning-petl merge ADAPTER --backbone NAME_OR_FILE --out FILE`: folds an adapter file into its backbone, offline."""
+"""`lightning-petl merge ADAPTER --backbone NAME_OR_FILE --out FILE`: folds an adapter into its backbone, offline."""
 
 from __future__ import annotations
 
@@ -26,13 +26,17 @@ def run(arguments: list[str]) -> int:
     options = parser.parse_args(arguments[1:])
     header = read_header(options.adapter)
     if header["format"] != FORMAT:
-        raise AdapterFileError("this is no adapter file", where=f"{options.adapter}: format", fix="give adapter.safetensors")
+        raise AdapterFileError(
+            "this is no adapter file", where=f"{options.adapter}: format", fix="give adapter.safetensors"
+        )
     build = builder(header, options.backbone, str(options.adapter))
     model = load_adapter(build(True), options.adapter).eval()
     size = backbones.input_config(model).image_size
     images = torch.randn(8, 3, *size, generator=torch.Generator().manual_seed(0))
     certificate = publish(model, header, options.out, lambda: build(False), [images], "random")
-    print(f"{options.out}: {len(certificate.layers)} layers folded, largest float64 error {certificate.float64_error:.1e}")
+    print(
+        f"{options.out}: {len(certificate.layers)} layers folded, largest float64 error {certificate.float64_error:.1e}"
+    )
     return 0
 
 

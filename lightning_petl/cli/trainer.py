@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 import sys
 import warnings
 from pathlib import Path
@@ -15,6 +13,7 @@ from pytorch_lightning.loggers import CSVLogger
 
 from lightning_petl.callbacks import BestCheckpoint, PredictionWriter, Reparameterize, ResultsWriter
 from lightning_petl.callbacks.results import probe_folder
+from lightning_petl.cli.messages import explain
 from lightning_petl.data import DigitsData, ImageFolderData, ImageListData
 from lightning_petl.errors import ConfigError
 from lightning_petl.plugins import Methods, list_methods, unknown_method
@@ -87,36 +86,7 @@ class Parser(LightningArgumentParser):
         Raises:
             ConfigError: Always.
         """
-        raise ConfigError(*_condensed(message, self)[:1], **_condensed(message, self)[1])
-
-
-def _condensed(message: str, parser: LightningArgumentParser) -> tuple[str, dict[str, str]]:
-    """What is wrong, and where and how to mend it, out of a message of many lines."""
-    found = re.search(r'[Kk]ey "([^"]+)"', message)
-    where = found.group(1) if found else "command line"
-    lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
-    told = [line for line in lines if re.search(r"not accepted|Expected|unexpected|No such|required|Unrecognized|unrecognized|invalid|not in|Unable|not found|not a|not allowed|does not", line, re.I)]
-    what = next((line for line in told if "not accepted" in line), (told or lines or ["bad arguments"])[0])
-    unknown = re.search(r"Option '([^']+)'|(?:[Uu]nrecognized arguments:|[Kk]ey) +\"?(?:--)?([\w.]+)|class_path '([^']+)'|but (\w+) either", message)
-    name = next((group for group in unknown.groups() if group), "") if unknown else ""
-    if where.endswith("method") and re.search(r"but (\w+) either|Unable to import|not a subclass", message) and name:
-        return f"unknown method {name!r}", {"where": where, "fix": unknown_method(name)}
-    fix = _near(name.rpartition(".")[2], parser, message) if name else ""
-    return re.sub(r"\s+", " ", what), {"where": where, "fix": fix or "see --help"}
-
-
-def _near(name: str, parser: LightningArgumentParser, message: str) -> str:
-    """Options whose names are like an unknown one."""
-    import importlib
-    import inspect
-
-    known = {action.dest.rpartition(".")[2] for action in parser._actions}
-    found = re.search(r"class_path '([\w.]+)\.(\w+)'", message)
-    if found:
-        cls = getattr(importlib.import_module(found.group(1)), found.group(2))
-        known |= {p for kind in cls.__mro__ for p in inspect.signature(kind.__init__).parameters} - {"self", "args", "kwargs"}
-    near = difflib.get_close_matches(name, known - {name}, n=3)
-    return f"did you mean {' or '.join(near)}?" if near else ""
+        raise explain(message, ex, self)
 
 
 class PETLCLI(LightningCLI):

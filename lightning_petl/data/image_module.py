@@ -129,7 +129,7 @@ class ImageDataModule(LightningDataModule, ABC):
         them; the options go on taking precedence.
 
         Raises:
-            ConfigError: Something is left to the backbone, and none is known; or the task and the setting by hand differ.
+            ConfigError: Something is left to the backbone, and none is known; or task and given setting differ.
         """
         task = self._task_config()
         if task is not None and self._backbone not in (None, task):

@@ -28,6 +28,7 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from lightning_petl.demo.digits import load_digits, split
+from lightning_petl.errors import ConfigError
 
 BACKBONE = "vit_tiny_patch16_224"
 """The timm model whose sizes `BACKBONE_ARGS` overrides."""
@@ -117,7 +118,12 @@ def pretrain(inputs: Tensor, labels: Tensor, iterations: int = ITERATIONS, seed:
 
     Returns:
         The trained model, in evaluation mode.
+
+    Raises:
+        ConfigError: ``iterations`` is not positive.
     """
+    if iterations < 1:
+        raise ConfigError(f"{iterations} iterations", where="iterations", fix="give 1 or more")
     with torch.random.fork_rng(devices=[]), _one_thread():
         torch.manual_seed(seed)
         model: nn.Module = timm.create_model(BACKBONE, **BACKBONE_ARGS)
@@ -176,10 +182,10 @@ def read_header(path: Path) -> dict[str, Any]:
     return facts
 
 
-@torch.inference_mode()
 def accuracy(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
     """Part of the images ``(n, 3, 32, 32)`` that get their label ``(n,)``, 0 to 1."""
-    return float((model(inputs).argmax(dim=1) == labels).double().mean())
+    with torch.inference_mode(), _one_thread():
+        return float((model(inputs).argmax(dim=1) == labels).double().mean())
 
 
 def save(model: nn.Module, path: Path, header: dict[str, Any]) -> None:
@@ -212,6 +218,7 @@ def make(path: Path, iterations: int = ITERATIONS, seed: int = 0) -> float:
     Returns:
         Accuracy on the held-out digits 0 to 4, 0 to 1, measured on the float16 file as loaded back.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)  # before the training, so that a wrong path costs no time
     model = pretrain(*_part("train"), iterations=iterations, seed=seed)
     header = {
         "description": "Vision Transformer pretrained on scikit-learn's handwritten digits 0 to 4",

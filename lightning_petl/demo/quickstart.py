@@ -109,7 +109,7 @@ def _models(folder: Path) -> tuple[nn.Module, nn.Module]:
 
 
 def _speeds(models: list[nn.Module], images: Tensor, rounds: int = 20) -> list[float]:
-    """Images a second of each model: the median over rounds in which the models take turns, since machines are noisy."""
+    """Images a second of each model: median over rounds in which the models take turns, since machines are noisy."""
     seconds: list[list[float]] = [[] for _ in models]
     with torch.inference_mode():
         for round_ in range(rounds + 2):

@@ -110,7 +110,14 @@ class Toy(nn.Module):
 
 def vit(**options: Any) -> nn.Module:
     """A timm ViT, 32 wide and two blocks deep, for images of 32x32."""
-    small: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
+    small: dict[str, Any] = {
+        "img_size": 32,
+        "patch_size": 8,
+        "embed_dim": 32,
+        "depth": 2,
+        "num_heads": 2,
+        "num_classes": 5,
+    }
     model: nn.Module = timm.create_model("vit_tiny_patch16_224", **(small | options))
     return model
 

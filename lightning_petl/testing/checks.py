@@ -1,124 +1,150 @@
-"""The comparisons that the contract suite is made of; each raises AssertionError with what a plugin's author must know."""
+"""The comparisons of the contract suite. Each raises AssertionError, in words that a plugin's author can act on."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from lightning_petl import tensorfile
 from lightning_petl.adapter import Adapter
 from lightning_petl.affine import Affine
 from lightning_petl.errors import NotMergeable
 from lightning_petl.injection import SHARED, Adapted, adapted_layers, trainable
 from lightning_petl.layers import read
+from lightning_petl.tensorfile import tensor_digest
 from lightning_petl.testing.backbones import Backbone, add_noise, normal
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises AssertionError; an assert statement in a shipped suite would be lost under ``python -O``."""
+    if not condition:
+        raise AssertionError(message)
+
+
+def require_equal(before: Mapping[str, Tensor], after: Mapping[str, Tensor], message: str) -> None:
+    """Requires tensors to be equal bit for bit, under the same names."""
+    require(before.keys() == after.keys(), f"{message}: {sorted(before.keys() ^ after.keys())[:3]}")
+    for name, tensor in before.items():
+        require(tensor_digest(tensor) == tensor_digest(after[name]), f"{message}: {name}")
+
+
+def difference(found: Tensor, expected: Tensor) -> float:
+    """Largest difference, relative to the largest expected value; infinite where one is not finite."""
+    require(found.shape == expected.shape, f"shape {tuple(found.shape)} instead of {tuple(expected.shape)}")
+    found, expected = found.detach().double(), expected.detach().double()
+    error = (found - expected).abs().max() / expected.abs().max().clamp_min(1e-3)
+    return float(error.nan_to_num(nan=torch.inf))
+
+
+def outputs(model: nn.Module, backbone: Backbone) -> Tensor:
+    """What a model computes in evaluation mode for its backbone's inputs."""
+    with torch.no_grad():
+        found: Tensor = model.eval()(backbone.inputs(next(model.parameters()).dtype))
+    return found
 
 
 @contextmanager
 def seeded() -> Iterator[None]:
+    """The same random numbers every time, without a trace outside."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
 
 
-def fail(message: str) -> NoReturn:
-    raise AssertionError(message)
-
-
-def require(condition: bool, message: str) -> None:
-    """Not an assert statement, which ``python -O`` would take out of a shipped suite."""
-    if not condition:
-        fail(message)
-
-
-def added(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameters of adapters and shared modules."""
-    prefixes = (*(f"{path}.adapter." for path in adapted_layers(model)), f"{SHARED}.")
-    return {name: parameter for name, parameter in model.named_parameters() if name.startswith(prefixes)}
-
-
-def perturb(model: nn.Module) -> None:
-    """Moves all that trains, and the adapters' own statistics, away from where they were initialised."""
+def train(model: nn.Module) -> None:
+    """Stands in for training: moves all that trains, and the adapters' own statistics, from where they started."""
     add_noise(trainable(model).values(), seed=5)
     for layer in adapted_layers(model).values():
         add_noise(layer.adapter.buffers(), seed=6, positive=True)
 
 
-def outputs(model: nn.Module, backbone: Backbone, dtype: torch.dtype | None = None) -> Tensor:
-    dtype = dtype or next(model.parameters()).dtype
-    with torch.no_grad():
-        found: Tensor = model.eval()(backbone.inputs(dtype))
-    return found
-
-
-def difference(found: Tensor, expected: Tensor) -> float:
-    """Largest difference, relative to the largest value; infinite where one is not finite."""
-    if found.shape != expected.shape:
-        fail(f"shape {tuple(found.shape)} instead of {tuple(expected.shape)}")
-    difference = (found.double() - expected.double()).abs().max() / expected.double().abs().max().clamp_min(1e-3)
-    return float(difference.nan_to_num(nan=torch.inf))
-
-
-def compare_paths(path: str, model: nn.Module, layer: Adapted, x: Tensor, tolerance: float) -> None:
-    base, wanted = read(layer.base), trainable(model)
-    fast, slow = layer.adapter(x, base), layer.adapter.merged(base)(x)
-    error = difference(fast, slow)
-    mode = "training" if layer.training else "evaluation"
-    require(error <= tolerance, f"{path}: forward and merged differ by {error:.1e} in {mode} ({x.dtype})")
-    direction = normal(tuple(slow.shape), seed=7).to(slow)
-    gradients = []
-    for out in (fast, slow):
-        found = torch.autograd.grad(out, [x, *wanted.values()], direction, allow_unused=True)
-        gradients.append([torch.zeros(()) if gradient is None else gradient for gradient in found])
-    for name, first, second in zip(["x", *wanted], *gradients, strict=True):
-        error = difference(*torch.broadcast_tensors(first, second))
-        require(error <= tolerance, f"{path}: gradients of {name} differ by {error:.1e} between forward and merged")
-
-
-def check_pure(path: str, adapter: Adapter, base: Affine) -> None:
-    operands = {"weight": base.weight.clone()} | ({} if base.bias is None else {"bias": base.bias.clone()})
-    state, modes, random = snapshot(adapter), [m.training for m in adapter.modules()], torch.get_rng_state()
-    first, second = adapter.merged(base), adapter.merged(base)
-    require(first.weight.shape == base.weight.shape, f"{path}: merged gives a map of {tuple(first.weight.shape)}")
-    wanted = torch.promote_types(base.weight.dtype, torch.float32)
-    require(first.weight.dtype == wanted, f"{path}: merged gives {first.weight.dtype}, not the wider {wanted}")
-    require(torch.equal(first.weight, second.weight), f"{path}: merged gives another map the second time")
-    after = {"weight": base.weight} | ({} if base.bias is None else {"bias": base.bias})
-    equal_tensors(operands, after, f"{path}: merged changes its base")
-    equal_tensors(state, adapter.state_dict(), f"{path}: merged changes the adapter")
-    require(modes == [m.training for m in adapter.modules()], f"{path}: merged changes the adapter's mode")
-    require(torch.equal(random, torch.get_rng_state()), f"{path}: merged draws random numbers")
-
-
-def check_plain(model: nn.Module, plain: nn.Module, created: tuple[str, ...]) -> None:
-    require(types(model) == types(plain), "after merging, module types are not the plain backbone's")
-    found = {name: (tensor.shape, tensor.dtype) for name, tensor in model.state_dict().items() if name not in created}
-    expected = {name: (tensor.shape, tensor.dtype) for name, tensor in plain.state_dict().items()}
-    require(found == expected, "after merging, names, shapes or dtypes are not the plain backbone's")
-
-
-def cannot_merge(base: Affine) -> Affine:
-    raise NotMergeable("made to fail by the contract suite")
+def added(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters of adapters and shared modules, by name."""
+    prefixes = (*(f"{path}.adapter." for path in adapted_layers(model)), f"{SHARED}.")
+    return {name: parameter for name, parameter in model.named_parameters() if name.startswith(prefixes)}
 
 
 def snapshot(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of all tensors of a module."""
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
 
-def types(model: nn.Module) -> dict[str, type]:
+def module_types(model: nn.Module) -> dict[str, type]:
+    """The type of each module, by path."""
     return {path: type(module) for path, module in model.named_modules()}
 
 
 def size(adapter: Adapter) -> int:
+    """How many numbers an adapter takes in a file."""
     return sum(tensor.numel() for tensor in adapter.state_dict().values())
 
 
-def equal_tensors(before: Mapping[str, Tensor], after: Mapping[str, Tensor], message: str) -> None:
-    """Bit for bit, so that NaN equals itself and -0.0 is not 0.0."""
-    require(before.keys() == after.keys(), f"{message}: {sorted(before.keys() ^ after.keys())[:3]}")
-    for name, tensor in before.items():
-        require(tensorfile.tensor_digest(tensor) == tensorfile.tensor_digest(after[name]), f"{message}: {name}")
+def cannot_merge(base: Affine) -> Affine:
+    """Stands in for the `merged` of a layer that cannot be merged.
+
+    Raises:
+        NotMergeable: Always.
+    """
+    raise NotMergeable("made to fail by the contract suite")
+
+
+def paths_agree(path: str, model: nn.Module, layer: Adapted, x: Tensor, tolerance: float) -> None:
+    """Compares an adapter's forward with its merged map: values, and gradients of x and of all that trains."""
+    base, x = read(layer.base), x.requires_grad_()
+    fast, slow = layer.adapter(x, base), layer.adapter.merged(base)(x)
+    where = f"in {'training' if layer.training else 'evaluation'} ({x.dtype})"
+    error = difference(fast, slow)
+    require(error <= tolerance, f"{path}: forward and merged differ by {error:.1e} {where}")
+    names, first, second = ["x", *trainable(model)], _gradients(fast, x, model), _gradients(slow, x, model)
+    for name, of_fast, of_slow in zip(names, first, second, strict=True):
+        error = difference(of_fast, of_slow)
+        require(error <= tolerance, f"{path}: gradients of {name} in forward and merged differ by {error:.1e} {where}")
+
+
+def _gradients(out: Tensor, x: Tensor, model: nn.Module) -> tuple[Tensor, ...]:
+    """Gradients along a fixed random direction; zeros for what has no part in the output."""
+    direction = normal(tuple(out.shape), seed=7).to(out)
+    inputs = [x, *trainable(model).values()]
+    return torch.autograd.grad(out, inputs, direction, allow_unused=True, materialize_grads=True)
+
+
+def merged_is_pure(path: str, adapter: Adapter, base: Affine) -> None:
+    """Requires that `merged` computes in the wider dtype, the same each time, and leaves everything as it was."""
+    before, state = _tensors(base), snapshot(adapter)
+    modes, random = [module.training for module in adapter.modules()], torch.get_rng_state()
+    first, second = adapter.merged(base), adapter.merged(base)
+    require_equal(before, _tensors(base), f"{path}: merged changes its base")
+    require_equal(state, adapter.state_dict(), f"{path}: merged changes the adapter")
+    require(modes == [module.training for module in adapter.modules()], f"{path}: merged changes the adapter's mode")
+    require(torch.equal(random, torch.get_rng_state()), f"{path}: merged draws random numbers")
+    require_equal(_tensors(first), _tensors(second), f"{path}: merged gives another map the second time")
+    found = first.weight.shape
+    require(found == base.weight.shape, f"{path}: merged gives weight {tuple(found)}, not {tuple(base.weight.shape)}")
+    dtype = first.weight.dtype
+    require(dtype == base.weight.dtype, f"{path}: for a base in {base.weight.dtype}, merged computes in {dtype}")
+
+
+def _tensors(affine: Affine) -> dict[str, Tensor]:
+    tensors = {"weight": affine.weight} if affine.bias is None else {"weight": affine.weight, "bias": affine.bias}
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def consolidated_is_exact(path: str, layer: Adapted, small: Adapter) -> None:
+    """Compares both paths of a consolidated adapter with the definition, in float64."""
+    base, x = read(layer.base), normal((3, layer.in_features), seed=3)
+    expected = layer.adapter.merged(base)(x)
+    for name, found in (("merged map", small.merged(base)(x)), ("forward", small(x, base))):
+        error = difference(found, expected)
+        require(error <= 1e-12, f"{path}: the {name} of the consolidated form differs by {error:.1e}")
+
+
+def is_plain(model: nn.Module, plain: nn.Module, created: tuple[str, ...]) -> None:
+    """Requires the modules and tensors of a plain backbone, with nothing added but the created biases."""
+    require(module_types(model) == module_types(plain), "after merging, module types are not the plain backbone's")
+    found, expected = (
+        {name: (tensor.shape, tensor.dtype) for name, tensor in each.state_dict().items() if name not in created}
+        for each in (model, plain)
+    )
+    require(found == expected, "after merging, names, shapes or dtypes are not the plain backbone's")

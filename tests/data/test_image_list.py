@@ -59,7 +59,7 @@ def test_odd_file_names(listed: Path, name: str, separator: str) -> None:
         ("b.png 1 1", "b.png 1 does not exist"),
         ("gone.png 1", "gone.png does not exist"),
         ("no/such/folder.png 1", "no/such/folder.png does not exist"),
-        (". 1", "does not exist"),
+        (". 1", "leads out of"),
         ("../train.txt 1", "leads out of"),
         ("/etc/passwd 1", "/etc/passwd leads out of"),
         ("sub/../../x.png 1", "leads out of"),
@@ -71,7 +71,7 @@ def test_odd_file_names(listed: Path, name: str, separator: str) -> None:
 def test_bad_lines(listed: Path, line: str, message: str) -> None:
     with pytest.raises(DataError) as caught:
         read(listed, f"a.png 0\n{line}\n", num_classes=2)
-    assert f"train.txt:2: {'' if message[0] != '`' else ''}" in caught.value.what
+    assert "train.txt:2: " in caught.value.what
     assert message in caught.value.what
     assert caught.value.where == str(listed / "train.txt")
 
@@ -190,7 +190,7 @@ def test_broken_image_names_file_index_and_line(listed: Path, workers: int) -> N
         str(listed), "train.txt", batch_size=1, num_workers=workers, image_size=8, normalization="imagenet"
     )
     read_batches = 0
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(DataError) as caught:  # noqa: PT012 - the batches before the bad one are counted
         for _ in data.train_dataloader():
             read_batches += 1
     assert type(caught.value) is DataError

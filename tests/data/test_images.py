@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pictures import noise, photo
 from PIL import Image, ImageFile
 
-from pictures import noise, photo
 from lightning_petl.data import DataWarning, ImageLimits, open_image
 from lightning_petl.errors import ConfigError, DataError
 

@@ -1,0 +1,252 @@
+"""The main job through the real command, on real data: fit, fold, test, resume, and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from lightning_petl import cli
+from lightning_petl.demo.pretrain import BACKBONE, BACKBONE_ARGS
+from lightning_petl.tensorfile import read
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ["--config", str(ROOT / "configs/quickstart.yaml"), "--trainer.enable_progress_bar", "false"]
+
+
+def command(stage: str, folder: Path, *options: str) -> None:
+    assert cli.run([stage, *CONFIG, "--trainer.default_root_dir", str(folder), *options]) == 0
+
+
+def results(folder: Path) -> dict[str, float]:
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fitted")
+    command("fit", folder, "--trainer.max_epochs", "8")
+    return folder
+
+
+def best(folder: Path) -> Path:
+    return next((folder / "checkpoints").glob("best-*.ckpt"))
+
+
+def test_the_run_folder(fitted: Path) -> None:
+    for name in ("config.yaml", "metrics.csv", "adapter.safetensors", "merged.safetensors", "certificate.json"):
+        assert (fitted / name).stat().st_size > 0
+    found = results(fitted)
+    assert found["n_expected"] == found["n_scored"] == 150
+    assert found["val/acc1"] > 0.6
+    assert found["trainable_parameters"] == 6720 + 5 * 65
+    certificate = json.loads((fitted / "certificate.json").read_text())
+    assert len(certificate["layers"]) == 8
+    assert certificate["float64_error"] < 1e-12
+    assert certificate["model"]["deployed"] < 1e-5
+    assert certificate["model"]["float64"] < 1e-12
+    assert certificate["model"]["source"] == "validation"
+
+
+def test_test_gives_the_same_metrics_from_each_file(fitted: Path, tmp_path: Path) -> None:
+    sources = {
+        "checkpoint": ["--ckpt_path", str(best(fitted))],
+        "adapter": ["--model.weights", str(fitted / "adapter.safetensors")],
+        "merged": ["--model.weights", str(fitted / "merged.safetensors")],
+    }
+    for name, options in sources.items():
+        command("test", tmp_path / name, *options)
+    found = {name: results(tmp_path / name) for name in sources}
+    assert found["checkpoint"]["n_scored"] == found["checkpoint"]["n_expected"] == 320
+    for name in ("adapter", "merged"):
+        assert found[name]["test/acc1"] == found["checkpoint"]["test/acc1"]
+        assert found[name]["test/loss"] == pytest.approx(found["checkpoint"]["test/loss"], rel=1e-5)
+
+
+def test_the_merged_file_is_the_plain_backbone(fitted: Path) -> None:
+    code = f"""
+import sys
+sys.modules["lightning_petl"] = None
+import timm
+from safetensors.torch import load_file
+model = timm.create_model({BACKBONE!r}, **{BACKBONE_ARGS!r})
+model.load_state_dict(load_file({str(fitted / "merged.safetensors")!r}), strict=True)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_frozen_tensors_are_the_backbones_own(fitted: Path) -> None:
+    _, merged = read(fitted / "merged.safetensors")
+    model = timm.create_model(BACKBONE, **BACKBONE_ARGS)
+    from lightning_petl.backbones.timm_models import load_weights, weights_file
+
+    load_weights(model, weights_file("lightning_petl:demo/vit_digits.safetensors"))
+    same = [name for name, tensor in model.state_dict().items() if torch.equal(tensor, merged[name])]
+    changed = {name.rsplit(".", 1)[0].split(".", 2)[-1] for name in merged if name not in same}
+    assert changed == {"attn.qkv", "mlp.fc1", "head"}
+
+
+def test_predict_names_every_test_file(fitted: Path, tmp_path: Path) -> None:
+    command("predict", tmp_path, "--model.weights", str(fitted / "merged.safetensors"))
+    lines = (tmp_path / "predictions.csv").read_text().splitlines()
+    assert lines[0] == "file,class,probability"
+    assert len(set(lines[1:])) == 320
+
+
+def test_inspect_merge_and_verify(fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["inspect", str(fitted / "adapter.safetensors"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["method"]["name"] == "RepAdapter"
+    assert cli.run(["verify", str(fitted)]) == 0
+    out = tmp_path / "merged.safetensors"
+    weights = "lightning_petl:demo/vit_digits.safetensors"
+    assert cli.run(["merge", str(fitted / "adapter.safetensors"), "--backbone", weights, "--out", str(out)]) == 0
+    mine, theirs = read(out)[1], read(fitted / "merged.safetensors")[1]
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+def test_verify_finds_a_flipped_byte(fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(fitted, copy)
+    content = bytearray((copy / "merged.safetensors").read_bytes())
+    content[-5] ^= 1
+    (copy / "merged.safetensors").write_bytes(content)
+    assert cli.run(["verify", str(copy)]) == 1
+    assert "digest does not match" in capsys.readouterr().err
+
+
+def test_a_fit_resumes_with_its_optimizer_and_schedule(tmp_path: Path) -> None:
+    command("fit", tmp_path / "whole", "--trainer.max_epochs", "3", "--model.method.dropout", "0")
+    # Stopped after two of three epochs: the cosine is one of three epochs, as max_time or a signal would stop it.
+    stop = ["--trainer.max_epochs", "3", "--trainer.limit_val_batches", "1.0", "--model.method.dropout", "0"]
+    command("fit", tmp_path / "first", *stop, "--trainer.max_steps", str(2 * 13))
+    last = tmp_path / "first" / "checkpoints" / "last.ckpt"
+    saved = torch.load(last, weights_only=True)
+    assert saved["epoch"] == 1
+    assert saved["optimizer_states"][0]["state"]
+    assert saved["lr_schedulers"]
+    command(
+        "fit", tmp_path / "second", "--trainer.max_epochs", "3", "--model.method.dropout", "0", "--ckpt_path", str(last)
+    )
+    whole = torch.load(tmp_path / "whole/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    resumed = torch.load(tmp_path / "second/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert whole.keys() == resumed.keys()
+    for name, tensor in whole.items():
+        torch.testing.assert_close(resumed[name], tensor, rtol=1e-6, atol=1e-6)
+
+
+def test_a_checkpoint_of_another_method_is_refused(
+    fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--ckpt_path", str(best(fitted)), "--model.method.scale", "2"]
+    assert cli.run(["test", *CONFIG, "--trainer.default_root_dir", str(tmp_path), *options]) == 1
+    assert "ckpt_path: method.arguments" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    program = [sys.executable, "-m", "lightning_petl", "fit", *CONFIG, "--trainer.max_epochs", "3"]
+    exact = ["--model.method.dropout", "0", "--trainer.max_epochs", "3"]
+    for name, options in {
+        "one": ["--data.batch_size", "40"],
+        "two": ["--data.batch_size", "20", "--trainer.devices", "2", "--trainer.strategy", "ddp"],
+    }.items():
+        root = ["--trainer.default_root_dir", str(tmp_path / name)]
+        subprocess.run([*program, *exact, *options, *root], check=True, timeout=300, cwd=ROOT)
+    one, two = (read(tmp_path / name / "adapter.safetensors")[1] for name in ("one", "two"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-6)
+    assert results(tmp_path / "two")["n_scored"] == 150
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--model.method", "RepAdaptr"], ["unknown method 'RepAdaptr'", "did you mean RepAdapter?"]),
+        (["--model.method.scal", "3"], ["model.method.scal", "did you mean scale?"]),
+        (["--model.method.scale", "abc"], ["model.method.scale", "float"]),
+        (["--model.method.hidden_dim", "7"], ["groups"]),
+        (["--model.backbne", "x"], ["model.backbne", "did you mean backbone"]),
+        (["--model.backbone", "vit_tny_patch16_224"], ["unknown backbone", "vit_tiny_patch16_224"]),
+        (["--model.num_classes", "7"], ["model.num_classes", "the data has 5"]),
+        (["--model.pretrained", "no/such/file.safetensors"], ["model.pretrained"]),
+        (["--trainer.max_epochz", "3"], ["trainer.max_epochz", "max_epochs"]),
+        (["--trainer.default_root_dir", "/proc/nowhere"], ["run folder cannot be written", "/proc/nowhere"]),
+        (["--data", "ImageFolderData", "--data.root", "no/such/folder"], ["no/such/folder"]),
+        (["--config", "no/such.yaml"], ["no/such.yaml"]),
+    ],
+)
+def test_bad_input_is_one_last_line(
+    options: list[str], told: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = ["--trainer.default_root_dir", str(tmp_path), "--trainer.max_epochs", "1"]
+    assert cli.run(["fit", *CONFIG, *root, *options]) != 0
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("lightning-petl: error: ")
+    assert all(text in last for text in told), last
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def write_tree(root: Path, classes: int = 2) -> None:
+    for split in ("train", "val", "test"):
+        for label in range(classes):
+            folder = root / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for index in range(4):
+                Image.new("RGB", (32, 32), (60 * label, 20 * index, 100)).save(folder / f"{index}.png")
+
+
+def test_an_image_that_cannot_be_decoded_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tree(tmp_path / "data")
+    bad = tmp_path / "data/train/class1/2.png"
+    bad.write_bytes(bad.read_bytes()[:60])
+    data = ["--data", "ImageFolderData", "--data.root", str(tmp_path / "data")]
+    workers = ["--data.num_workers", "1", "--data.batch_size", "4"]
+    arguments = ["fit", *CONFIG, *data, *workers, "--trainer.default_root_dir", str(tmp_path / "run")]
+    assert cli.run(arguments) == 1
+    assert str(bad) in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_head_of_another_class_count_is_refused(
+    fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tree(tmp_path / "data")
+    data = ["--data", "ImageFolderData", "--data.root", str(tmp_path / "data")]
+    weights = ["--model.weights", str(fitted / "merged.safetensors"), "--trainer.default_root_dir", str(tmp_path)]
+    assert cli.run(["test", *CONFIG, *data, *weights]) == 1
+    assert "5 classes, the data 2" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_frozen_batch_norm_stays_as_it_is(tmp_path: Path) -> None:
+    write_tree(tmp_path / "data")
+    config = tmp_path / "resnet.yaml"
+    config.write_text(
+        "model: {class_path: ClassificationTask, init_args: {backbone: resnet18, pretrained: false, warmup_epochs: 0, "
+        "method: {class_path: RepAdapter, init_args: {targets: ['layer\\d\\.\\d\\.downsample\\.0']}}}}\n"
+        f"data: {{class_path: ImageFolderData, init_args: {{root: {tmp_path / 'data'}, image_size: 32, batch_size: 4}}}}\n"
+        "trainer: {max_epochs: 1, accelerator: cpu, enable_progress_bar: false, enable_model_summary: false}\n"
+    )
+    run = tmp_path / "run"
+    assert cli.run(["fit", "--config", str(config), "--trainer.default_root_dir", str(run)]) == 0
+    header, adapter = read(run / "adapter.safetensors")
+    assert header["extra"] == ["fc.bias", "fc.weight"]
+    assert not any("running" in name for name in adapter)
+    certificate = json.loads((run / "certificate.json").read_text())
+    assert certificate["created"] == [f"layer{n}.0.downsample.0.bias" for n in (2, 3, 4)]
+
+
+def test_methods_loads_neither_torch_nor_lightning() -> None:
+    code = """
+import sys
+from lightning_petl import cli
+assert cli.run(["methods"]) == 0
+assert not {"torch", "pytorch_lightning", "timm"} & sys.modules.keys()
+"""
+    shown = subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True, text=True).stdout
+    assert "RepAdapter" in shown
