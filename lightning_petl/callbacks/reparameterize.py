@@ -36,18 +36,22 @@ class Reparameterize(pl.Callback):
             raise ConfigError(f"inputs is {inputs}", where="reparameterize.inputs", fix="give 1 or more")
         self.enabled, self.inputs = enabled, inputs
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Learns the run folder, on every process: the first tells the others."""
+        self._folder = trainer.log_dir
+
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes the files, on the first process alone."""
         if (
             not self.enabled
             or not trainer.is_global_zero
-            or not trainer.log_dir
+            or not self._folder
             or getattr(trainer, "fast_dev_run", False)
         ):
             return
         if not isinstance(pl_module, PETLTask):
             raise ConfigError("only a PETLTask can be folded", where="model")
-        folder = Path(trainer.log_dir)
+        folder = Path(self._folder)
         model = self._best(trainer, pl_module)
         data = getattr(trainer, "datamodule", None)
         used = getattr(data, "input_config", None)

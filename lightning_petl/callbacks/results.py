@@ -32,8 +32,9 @@ class ResultsWriter(pl.Callback):
             ConfigError: It cannot.
         """
         self._start = time.monotonic()
-        if trainer.is_global_zero and trainer.log_dir:
-            probe_folder(Path(trainer.log_dir))
+        self._folder = trainer.log_dir  # asked on every process: the first tells the others
+        if trainer.is_global_zero and self._folder:
+            probe_folder(Path(self._folder))
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes the results of fit; the metrics are those of the last validation."""
@@ -49,7 +50,7 @@ class ResultsWriter(pl.Callback):
             self._write(trainer, pl_module, "validate")
 
     def _write(self, trainer: pl.Trainer, task: pl.LightningModule, stage: str) -> None:
-        if not trainer.is_global_zero or not trainer.log_dir or getattr(trainer, "fast_dev_run", False):
+        if not trainer.is_global_zero or not self._folder or getattr(trainer, "fast_dev_run", False):
             return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         checkpoint = next((c for c in trainer.callbacks if isinstance(c, BestCheckpoint)), None)  # type: ignore[attr-defined]
@@ -66,7 +67,7 @@ class ResultsWriter(pl.Callback):
         }
         if checkpoint is not None and checkpoint.best_model_score is not None and stage == "fit":
             results[f"best/{checkpoint.monitor}"] = float(checkpoint.best_model_score)
-        write_json(Path(trainer.log_dir) / "results.json", results)
+        write_json(Path(self._folder) / "results.json", results)
 
 
 def _counts(trainer: pl.Trainer, metrics: dict[str, float], stage: str) -> dict[str, int | None]:

@@ -229,7 +229,8 @@ def test_frozen_batch_norm_stays_as_it_is(tmp_path: Path) -> None:
     config.write_text(
         "model: {class_path: ClassificationTask, init_args: {backbone: resnet18, pretrained: false, warmup_epochs: 0, "
         "method: {class_path: RepAdapter, init_args: {targets: ['layer\\d\\.\\d\\.downsample\\.0']}}}}\n"
-        f"data: {{class_path: ImageFolderData, init_args: {{root: {tmp_path / 'data'}, image_size: 32, batch_size: 4}}}}\n"
+        f"data: {{class_path: ImageFolderData, "
+        f"init_args: {{root: {tmp_path / 'data'}, image_size: 32, batch_size: 4}}}}\n"
         "trainer: {max_epochs: 1, accelerator: cpu, enable_progress_bar: false, enable_model_summary: false}\n"
     )
     run = tmp_path / "run"

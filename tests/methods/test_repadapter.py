@@ -201,9 +201,7 @@ def test_golden_swin_with_window_padding(dtype: torch.dtype) -> None:
 
 def convnext(dtype: torch.dtype, conv_mlp: bool = False) -> nn.Module:
     _, config = golden("c_repadapter_convnext")
-    model = ConvNeXt(
-        depths=config["depths"], dims=config["dims"], num_classes=config["classes"], conv_mlp=conv_mlp
-    )
+    model = ConvNeXt(depths=config["depths"], dims=config["dims"], num_classes=config["classes"], conv_mlp=conv_mlp)
     state = base_state("c_repadapter_convnext")
     if conv_mlp:
         mlp = {key for key in state if ".mlp." in key and key.endswith("weight")}
