@@ -1,0 +1,77 @@
+"""RepAdapter's training step beside the reference's conv1d formulation: ``make bench``.
+
+All variants take turns in one process, and ratios are taken per round; the A/A row, one variant against itself, is the
+noise. The floor freezes everything but one bias in front of the blocks and the head.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from statistics import median
+
+import timm
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from lightning_petl import Affine, RepAdapter, adapted_layers, inject
+from lightning_petl.methods.repadapter import RepAdapterLayer
+
+
+def conv1d_forward(self: RepAdapterLayer, x: Tensor, base: Affine) -> Tensor:
+    """The same map as two 1-d convolutions over ``(batch, channels, tokens)``, as the reference computes it."""
+    hidden = F.conv1d(x.transpose(1, 2), self.down.weight.unsqueeze(-1), self.down.bias)
+    hidden = F.dropout(hidden, self.dropout, self.training)
+    up = F.conv1d(hidden, self.up.weight.unsqueeze(-1), self.up.bias, groups=self.up.groups)
+    return base(x + self.scale * up.transpose(1, 2))
+
+
+class Conv1dLayer(RepAdapterLayer):
+    forward = conv1d_forward
+
+
+def build(name: str, variant: str) -> nn.Module:
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=100)
+    if variant == "floor":
+        model.requires_grad_(False)
+        model.patch_embed.proj.bias.requires_grad_(True)
+    else:
+        inject(model, RepAdapter())
+        for layer in adapted_layers(model).values():
+            layer.adapter.__class__ = Conv1dLayer if variant == "conv1d" else RepAdapterLayer
+    model.get_classifier().requires_grad_(True)
+    return model.train()
+
+
+def step(model: nn.Module, images: Tensor) -> float:
+    start = time.perf_counter()
+    model(images).logsumexp(1).mean().backward()
+    seconds = time.perf_counter() - start
+    model.zero_grad(set_to_none=True)
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--backbone", default="vit_small_patch16_224")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--batch", type=int, default=8)
+    options = parser.parse_args()
+    variants = ("floor", "conv1d", "two linears", "two linears again")
+    models = {variant: build(options.backbone, variant) for variant in variants}
+    images = torch.randn(options.batch, 3, 224, 224)
+    rounds = [{name: step(model, images) for name, model in models.items()} for _ in range(options.rounds + 1)][1:]
+    for over, under in (
+        ("two linears", "floor"),
+        ("conv1d", "floor"),
+        ("two linears", "conv1d"),
+        ("two linears", "two linears again"),
+    ):
+        ratio = median(times[over] / times[under] for times in rounds)
+        print(f"{over:>12} / {under:<18} {ratio:.3f}{'   (A/A: the noise)' if 'again' in under else ''}")
+
+
+if __name__ == "__main__":
+    main()
