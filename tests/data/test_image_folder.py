@@ -174,7 +174,7 @@ def test_prediction_without_images_or_folder(tree: Path) -> None:
     with pytest.raises(DataError, match=r"has no image \[data.predict\]"):
         ImageFolderData(str(tree), predict="new")
     with pytest.raises(DataError, match=r"no predict split \[data.predict\]"):
-        ImageFolderData(str(tree), test=None, normalization="imagenet", image_size=32, crop_pct=1.0).setup("predict")
+        ImageFolderData(str(tree), test=None, normalization="imagenet", image_size=32).setup("predict")
 
 
 def test_limits_reach_the_decoder(tree: Path) -> None:
