@@ -25,8 +25,8 @@ from lightning_petl.store import load_adapter, load_merged
 
 # Each method with the learning rate and the epochs that were best for it on the validation digits.
 METHODS = {
-    "LinearProbe": ["--model.optimizer.lr", "0.1", "--trainer.max_epochs", "100"],
-    "RepAdapter": ["--model.optimizer.lr", "0.02", "--trainer.max_epochs", "40"],
+    "LinearProbe": ["--model.optimizer.lr", "0.1", "--trainer.max_epochs", "60"],
+    "RepAdapter": ["--model.optimizer.lr", "0.02", "--trainer.max_epochs", "30"],
 }
 WEIGHTS = "lightning_petl:demo/vit_digits.safetensors"
 
