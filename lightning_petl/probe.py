@@ -67,14 +67,14 @@ def _on(tensor: Tensor, device: str, dtype: torch.dtype) -> Tensor:
 def _shapes(model: nn.Module) -> Iterator[tuple[int, ...]]:
     """Input shapes worth trying, the likeliest first."""
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Conv3d | nn.Linear)), None)
-    channels = getattr(first, "in_channels", 3)
+    channels, features = getattr(first, "in_channels", 3), getattr(first, "in_features", None)
+    if features is not None:
+        # Tokens first: given a single sequence, torch's own transformer layers leave out the fast path of a batch.
+        yield from ((2, 4, features), (2, features), (2, 4, 4, features))
     for height, width in _image_sizes(model):
         yield 2, channels, height, width
         yield from ((2, frames, channels, height, width) for frames in _frames(model))
         yield from ((2, channels, frames, height, width) for frames in _frames(model))
-    features = getattr(first, "in_features", None)
-    if features is not None:
-        yield from ((2, features), (2, 4, features), (2, 4, 4, features))
 
 
 def _image_sizes(model: nn.Module) -> Iterator[tuple[int, int]]:

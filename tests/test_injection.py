@@ -225,7 +225,7 @@ REFUSED = {
     "build fails": (FailsInBuild(), RuntimeError, "out of luck"),
     "no adapter": (BuildsNoAdapter(), petl.PluginError, "returned Linear, no Adapter"),
     "no such parameter": (TrainsNothingThatExists(), petl.PluginError, r"lacks: blocks\.7\.norm1\.weight"),
-    "output shape": (WrongShape(), RuntimeError, "size"),
+    "output shape": (WrongShape(), RuntimeError, "broadcast"),
     "no method": (RepAdapter, petl.ConfigError, "no instance of a Method"),
 }
 

@@ -105,8 +105,10 @@ class ReadsValues(nn.Module):
         (timm.create_model("resnet18", in_chans=1), (2, 1, 224, 224), "meta"),
         (SizeInConfig(), (2, 1, 48, 48), "meta"),
         (Frames(), (2, 6, 1, 48, 48), "meta"),
-        (nn.Linear(7, 2), (2, 7), "meta"),
-        (ReadsValues(), (2, 6), "cpu"),
+        (nn.Linear(7, 2), (2, 4, 7), "meta"),
+        (nn.Sequential(nn.Linear(7, 2), nn.BatchNorm1d(2)), (2, 7), "meta"),
+        (Toy(), (2, 4, 16), "meta"),
+        (ReadsValues(), (2, 4, 6), "cpu"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
