@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -184,17 +184,27 @@ def _check_calls(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     """Runs the injected model: an adapted layer raises where its weight is read, and each must be called."""
     called: set[str] = set()
     layers = adapted_layers(model)
-    handles = [layer.register_forward_hook(lambda *_, path=path: called.add(path)) for path, layer in layers.items()]
+    # No hooks: torch's transformer layers read weights past the call, but not where a hook would see that.
+    for path, layer in layers.items():
+        layer.__dict__["forward"] = _recorded(path, layer.forward, called)
     try:
         for training in (False, True):
             probe.forward(model, inputs, training)
     finally:
-        for handle in handles:
-            handle.remove()
+        for layer in layers.values():
+            del layer.__dict__["forward"]
     for path in layers:
         if path not in called:
             reason = "the model's forward never calls it: it is unused, or its weight is read past the layer's call"
             raise NotMergeable(reason, where=path, fix="adapt other layers with sites= or targets=")
+
+
+def _recorded(path: str, forward: Callable[[Tensor], Tensor], called: set[str]) -> Callable[[Tensor], Tensor]:
+    def recorded(x: Tensor) -> Tensor:
+        called.add(path)
+        return forward(x)
+
+    return recorded
 
 
 def eject(model: nn.Module) -> None:

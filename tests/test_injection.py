@@ -43,9 +43,7 @@ def half_frozen(model: nn.Module) -> nn.Module:
 def test_injection_freezes_all_but_the_adapters_and_returns_the_model() -> None:
     model = Toy()
     assert inject(model, RepAdapter()) is model
-    assert list(adapted_layers(model)) == [
-        f"blocks.{i}.{layer}" for i in range(2) for layer in ("attn.qkv", "mlp.fc1")
-    ]
+    assert list(adapted_layers(model)) == [f"blocks.{i}.{layer}" for i in range(2) for layer in ("attn.qkv", "mlp.fc1")]
     assert all(".adapter." in name for name in trainable(model))
     assert len(trainable(model)) == 16
     assert not model.head.weight.requires_grad
@@ -231,9 +229,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("method", "error", "message"), REFUSED.values(), ids=REFUSED)
-def test_a_refused_injection_leaves_no_trace(
-    method: petl.Method, error: type[Exception], message: str
-) -> None:
+def test_a_refused_injection_leaves_no_trace(method: petl.Method, error: type[Exception], message: str) -> None:
     model = half_frozen(Toy())
     before = traces(model)
     with torch.random.fork_rng(), pytest.raises(error, match=message):
