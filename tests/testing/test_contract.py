@@ -84,3 +84,8 @@ class TestNotIdentity(MethodContract):
     method = liars.NotIdentity()
     identity_at_init = False
     backbones = {"vit": BACKBONES["vit"]}
+
+
+class TestShared(MethodContract):
+    method = liars.Shared()
+    backbones = {name: BACKBONES[name] for name in ("toy", "vit")}

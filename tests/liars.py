@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -250,3 +250,45 @@ class TrainsInPlace(Honest):
 
     def trained(self, model: nn.Module) -> Iterable[str]:
         return [name for name, _ in model.named_parameters() if "norm" in name]
+
+
+class SharedAdapter(Adapter):
+    """Adds a low-rank map in front of a layer; the projection belongs to the model, the rescaling to the layer."""
+
+    def __init__(self, target: Target, projections: nn.Module) -> None:
+        super().__init__()
+        # In a tuple, past the registry: the model registers the module once, and everything that swaps its tensors
+        # (a deep copy, functional_call) reaches them there.
+        self.projections = (projections,)
+        self.name = f"w{target.in_features}"
+        self.rescale = nn.Parameter(torch.zeros(2, dtype=target.dtype, device=target.device))
+
+    @property
+    def projection(self) -> Tensor:
+        return getattr(self.projections[0], self.name)
+
+    def merged(self, base: Affine) -> Affine:
+        up = self.projection.to(self.rescale.dtype)
+        return base + base.linear.after(Affine((up * self.rescale) @ up.T))
+
+
+class Projections(nn.Module):
+    def __init__(self, widths: dict[str, int], target: Target) -> None:
+        super().__init__()
+        options = {"dtype": target.dtype, "device": target.device}
+        for name, width in widths.items():
+            self.register_parameter(name, nn.Parameter(torch.randn(width, 2, **options)))
+
+
+class Shared(Method):
+    """Honest: one projection for all layers of one width."""
+
+    def __init__(self, targets: tuple[str, ...] = (r".*(qkv|fc1|fc2)",)) -> None:
+        super().__init__(targets=targets)
+
+    def shared(self, targets: Sequence[Target]) -> nn.Module:
+        return Projections({f"w{target.in_features}": target.in_features for target in targets}, targets[0])
+
+    def build(self, target: Target, shared: nn.Module | None = None) -> Adapter:
+        assert shared is not None
+        return SharedAdapter(target, shared)
