@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     )
     from lightning_petl.injection import Adapted, adapted_layers, inject, trainable
     from lightning_petl.merging import Certificate, merge
+    from lightning_petl.methods.arc import ARC
     from lightning_petl.methods.baselines import FullFineTuning, LinearProbe
     from lightning_petl.methods.repadapter import RepAdapter
     from lightning_petl.plugins import MethodInfo, list_methods
@@ -41,6 +42,7 @@ _ROOMS = {
     ),
     "injection": ("Adapted", "adapted_layers", "inject", "trainable"),
     "merging": ("Certificate", "merge"),
+    "methods.arc": ("ARC",),
     "methods.baselines": ("FullFineTuning", "LinearProbe"),
     "methods.repadapter": ("RepAdapter",),
     "plugins": ("MethodInfo", "list_methods"),
@@ -49,6 +51,7 @@ _ROOMS = {
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 
 __all__ = [
+    "ARC",
     "Adapted",
     "Adapter",
     "AdapterFileError",

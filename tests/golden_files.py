@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -30,6 +31,22 @@ def base_state(name: str) -> dict[str, Tensor]:
     tensors, _ = golden(name)
     own = {key.removeprefix("base."): tensor for key, tensor in tensors.items() if key.startswith("base.")}
     return {key: tensor for key, tensor in own.items() if not key.startswith("check.")}
+
+
+def golden_vit(dtype: torch.dtype = torch.float64) -> nn.Module:
+    """The small ViT that several files adapt, plain, in evaluation mode."""
+    tensors, config = golden("vit_base")
+    model = timm.models.vision_transformer.VisionTransformer(
+        img_size=config["img"],
+        patch_size=config["patch"],
+        embed_dim=config["dim"],
+        depth=config["depth"],
+        num_heads=config["heads"],
+        mlp_ratio=config["mlp_ratio"],
+        num_classes=config["classes"],
+    )
+    model.load_state_dict({key: tensor for key, tensor in tensors.items() if key != "check.logits"})
+    return model.to(dtype).eval()
 
 
 def with_adapters(model: nn.Module, name: str, sites: tuple[str, ...], places: dict[str, str]) -> nn.Module:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pytest
-import timm
 import torch
 import torch.nn.functional as F  # noqa: N812
-from golden_files import base_state, close, fill, golden, reference_name, with_adapters
+from golden_files import base_state, close, fill, golden, golden_vit, reference_name, with_adapters
 from timm.models.convnext import ConvNeXt
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
@@ -70,18 +69,7 @@ def test_golden_linear(case: dict, dtype: torch.dtype) -> None:
 
 def vit(dtype: torch.dtype = torch.float64, variant: str = "") -> nn.Module:
     """The ViT of the golden vectors, plain or with the adapters of a variant."""
-    tensors, config = golden("vit_base")
-    model = timm.models.vision_transformer.VisionTransformer(
-        img_size=config["img"],
-        patch_size=config["patch"],
-        embed_dim=config["dim"],
-        depth=config["depth"],
-        num_heads=config["heads"],
-        mlp_ratio=config["mlp_ratio"],
-        num_classes=config["classes"],
-    )
-    model.load_state_dict({key: tensor for key, tensor in tensors.items() if key != "check.logits"})
-    model = model.to(dtype).eval()
+    model = golden_vit(dtype)
     return with_adapters(model, "b_repadapter_vit", VARIANTS[variant], PLACES) if variant else model
 
 
