@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -16,7 +17,7 @@ from lightning_petl.callbacks.results import probe_folder
 from lightning_petl.cli.messages import explain
 from lightning_petl.data import DigitsData, ImageFolderData, ImageListData
 from lightning_petl.errors import ConfigError
-from lightning_petl.plugins import Methods, list_methods, unknown_method
+from lightning_petl.plugins import Methods, list_methods, load_method, unknown_method
 from lightning_petl.tasks import PETLTask
 
 # Short class names in YAML resolve among the classes that are imported: these and the installed methods.
@@ -55,10 +56,11 @@ def _cli() -> PETLCLI:
 
 
 def _resolve_method(arguments: list[str], methods: Methods) -> list[str]:
-    """Replaces a method's name on the command line by its import path.
+    """Replaces a method's name, or ``distribution:name``, on the command line by its import path.
 
     Raises:
         ConfigError: No such method is installed.
+        PluginError: It cannot be used.
     """
     resolved = list(arguments)
     for index, argument in enumerate(arguments):
@@ -67,12 +69,11 @@ def _resolve_method(arguments: list[str], methods: Methods) -> list[str]:
             continue
         place = index if equals else index + 1
         name = value if equals else (arguments[place] if place < len(arguments) else "")
-        if not name.isidentifier():
-            continue
         if name not in methods:
+            if not re.fullmatch(r"(?:[\w.-]+:)?\w+", name):
+                continue  # an import path, or a value with its arguments
             raise ConfigError(f"unknown method {name!r}", where="model.method", fix=unknown_method(name))
-        cls = methods[name].cls
-        assert cls is not None
+        cls = load_method(name)
         resolved[place] = (f"{option}=" if equals else "") + f"{cls.__module__}.{cls.__qualname__}"
     return resolved
 
