@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lightning_petl.adapter import Adapter, Method, Target
+    from lightning_petl.adapter import Adapter, Method, ModuleAdapter, Target
     from lightning_petl.affine import Affine
     from lightning_petl.errors import (
         AdapterFileError,
@@ -19,16 +19,18 @@ if TYPE_CHECKING:
         PluginError,
         TargetNotFound,
     )
-    from lightning_petl.injection import Adapted, adapted_layers, inject, trainable
+    from lightning_petl.injection import inject, trainable
     from lightning_petl.merging import Certificate, merge
     from lightning_petl.methods.arc import ARC
     from lightning_petl.methods.baselines import FullFineTuning, LinearProbe
+    from lightning_petl.methods.consolidator import Consolidator
     from lightning_petl.methods.repadapter import RepAdapter
     from lightning_petl.plugins import MethodInfo, list_methods
     from lightning_petl.store import load_adapter, save_adapter
+    from lightning_petl.wrappers import Adapted, adapted_layers
 
 _ROOMS = {
-    "adapter": ("Adapter", "Method", "Target"),
+    "adapter": ("Adapter", "Method", "ModuleAdapter", "Target"),
     "affine": ("Affine",),
     "errors": (
         "AdapterFileError",
@@ -40,13 +42,15 @@ _ROOMS = {
         "PluginError",
         "TargetNotFound",
     ),
-    "injection": ("Adapted", "adapted_layers", "inject", "trainable"),
+    "injection": ("inject", "trainable"),
     "merging": ("Certificate", "merge"),
     "methods.arc": ("ARC",),
     "methods.baselines": ("FullFineTuning", "LinearProbe"),
+    "methods.consolidator": ("Consolidator",),
     "methods.repadapter": ("RepAdapter",),
     "plugins": ("MethodInfo", "list_methods"),
     "store": ("load_adapter", "save_adapter"),
+    "wrappers": ("Adapted", "adapted_layers"),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 
@@ -59,11 +63,13 @@ __all__ = [
     "BackboneMismatch",
     "Certificate",
     "ConfigError",
+    "Consolidator",
     "DataError",
     "FullFineTuning",
     "LinearProbe",
     "Method",
     "MethodInfo",
+    "ModuleAdapter",
     "NotMergeable",
     "PETLError",
     "PluginError",

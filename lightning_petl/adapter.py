@@ -9,31 +9,35 @@ from __future__ import annotations
 import inspect
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from lightning_petl.affine import Affine
-from lightning_petl.errors import ConfigError
+from lightning_petl.errors import ConfigError, NotMergeable
 
+Wraps = Literal["layer", "outputs", "module"]
+Separate = Literal["refuse", "share", "each"]
 JSON = None | bool | int | float | str | list["JSON"] | dict[str, "JSON"]
 
 
 @dataclass(frozen=True)
 class Target:
-    """One layer that an adapter is built for.
+    """One place that an adapter is built for: a layer, several layers that read one input, or a whole module.
 
     Attributes:
         path: Module path in the plain backbone, such as ``blocks.0.attn.qkv``.
         site: ``attn`` or ``mlp`` where a site chose the layer, ``custom`` where a pattern did.
-        in_features: Width of the layer's input.
-        out_features: Width of the layer's output.
-        has_bias: Whether the frozen layer has a bias.
+        in_features: Width of the input.
+        out_features: Width of the output; of several layers, of their outputs one after the other.
+        has_bias: Whether the frozen layer has a bias; of several layers, whether any has.
         device: Device of the frozen layer, where the adapter is to be created.
         dtype: Dtype of the adapter's parameters: float64 for a float64 layer, float32 otherwise.
+        layers: The layers that the adapter folds into: the path itself, or the separate layers inside the module at
+            ``path`` that read its input, such as its query, key and value; empty for a module of which nothing folds.
     """
 
     path: str
@@ -43,6 +47,7 @@ class Target:
     has_bias: bool
     device: torch.device
     dtype: torch.dtype
+    layers: tuple[str, ...] = ()
 
 
 class Adapter(nn.Module, ABC):
@@ -62,12 +67,40 @@ class Adapter(nn.Module, ABC):
         """
 
     def forward(self, x: Tensor, base: Affine) -> Tensor:
-        """Output of layer and adapter, ``(..., in)`` to ``(..., out)``; override it to be cheaper, or to drop out."""
+        """Output of layer and adapter, ``(..., in)`` to ``(..., out)``; override it to be cheaper, or to drop out.
+
+        A method that wraps outputs, or that separate layers share, is given something that can be called and nothing
+        more: its forward calls ``base`` once, and reads neither weight nor bias.
+        """
         return self.merged(base)(x)
 
     def consolidated(self) -> Adapter:
         """A smaller and exactly equal adapter for storage; the adapter itself unless a method has one."""
         return self
+
+
+class ModuleAdapter(Adapter):
+    """An adapter that does not fold: it stands around a whole module, such as an MLP, an attention or a block.
+
+    Its method says ``wraps = "module"``. It trains, is stored, loaded and tested as any other; only merging is refused.
+    """
+
+    @abstractmethod
+    def forward(self, x: Tensor, base: Callable[[Tensor], Any]) -> Any:
+        """Output of module and adapter.
+
+        Args:
+            x: The module's first input.
+            base: The frozen module, with its further inputs bound.
+        """
+
+    def merged(self, base: Affine) -> Affine:
+        """Refuses.
+
+        Raises:
+            NotMergeable: Always.
+        """
+        raise NotMergeable(f"{type(self).__name__} does not fold: it wraps a module, not an affine layer")
 
 
 class Method(ABC):
@@ -85,6 +118,27 @@ class Method(ABC):
 
     petl_api: ClassVar[str] = "1"
     """Version of this contract that the method is written for."""
+
+    wraps: ClassVar[Wraps] = "layer"
+    """What an adapter stands around.
+
+    - ``layer``: one affine layer, a Linear or a 1x1 convolution, over its last axis.
+    - ``outputs``: a layer whose outputs it changes one by one, any convolution and LayerNorm included; its affine map
+      then has one row an output, and what the columns are is the layer's own business.
+    - ``module``: any module that `targets` match. Such a method does not fold, and its adapters are `ModuleAdapter`.
+    """
+
+    separate: ClassVar[Separate] = "refuse"
+    """What to do where a site's input is read by several layers, such as a query, a key and a value.
+
+    - ``refuse``: raise `NotMergeable`.
+    - ``share``: build one adapter in front of all; it is computed once, and folds into each. Only for adapters that
+      act on the input: ``forward(x, base)`` is ``base(f(x))``.
+    - ``each``: build one adapter for each.
+    """
+
+    variants: ClassVar[Mapping[str, Mapping[str, JSON]]] = {}
+    """Named settings that papers report, as arguments; they are counted beside the default."""
 
     _arguments: dict[str, object]
 
@@ -134,6 +188,11 @@ class Method(ABC):
     def trained(self, model: nn.Module) -> Iterable[str]:
         """Names of the backbone's own parameters that this method trains in place; they are stored with the adapter."""
         return ()
+
+    @property
+    def folds(self) -> bool:
+        """Whether its adapters fold into the backbone."""
+        return self.wraps != "module"
 
     def __repr__(self) -> str:
         inner = ", ".join(f"{key}={value!r}" for key, value in self._arguments.items())

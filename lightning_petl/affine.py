@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -78,6 +79,15 @@ class Affine:
     def rows(self, start: int, stop: int) -> Affine:
         """The outputs ``start`` to ``stop``: for one of q, k, v in a fused projection."""
         return Affine(self.weight[start:stop], None if self.bias is None else self.bias[start:stop])
+
+    @classmethod
+    def stacked(cls, maps: Sequence[Affine]) -> Affine:
+        """The map that gives the outputs of several maps of one input, one after the other; `rows` takes them apart."""
+        weight = torch.cat([each.weight for each in maps])
+        if all(each.bias is None for each in maps):
+            return cls(weight)
+        zeros = [each.weight.new_zeros(each.out_features) if each.bias is None else each.bias for each in maps]
+        return cls(weight, torch.cat(zeros))
 
     def to(self, dtype: torch.dtype) -> Affine:
         """The same map, rounded or widened to ``dtype``."""

@@ -1,75 +1,24 @@
-"""Putting adapters into a frozen backbone: the wrapper around a layer, freezing, and the list that all else walks."""
+"""Putting adapters into a frozen backbone and taking them out again: freezing, the record, and what may train."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from lightning_petl import probe
-from lightning_petl.adapter import Adapter, Method, Target
+from lightning_petl import calls, probe
+from lightning_petl.adapter import Adapter, Method, ModuleAdapter, Target
+from lightning_petl.calls import Call
 from lightning_petl.errors import ConfigError, NotMergeable, PETLError, PluginError
-from lightning_petl.layers import AffineLayer, affine_layer, over_features, read
 from lightning_petl.targets import find_targets
 from lightning_petl.tensorfile import tensor_digest
+from lightning_petl.wrappers import adapted_layers, wrapper
 
 SHARED = "petl_shared"
 """Name under which a method's shared modules are registered on the model, once."""
 
 _RECORD = "_petl_injection"
-
-
-class _WeightReadError(NotMergeable, AttributeError):
-    """Something asked an adapted layer for its weight instead of calling it."""
-
-
-class Adapted(nn.Module):
-    """A frozen layer with its adapter, in the layer's place.
-
-    It has no ``weight`` and no ``bias`` on purpose: code that reads a layer's weight past the layer's own call would
-    skip the adapter in silence while training, and get it after merging.
-
-    Attributes:
-        base: The frozen layer.
-        adapter: What a method added to it.
-        path: Module path in the plain backbone.
-    """
-
-    base: AffineLayer
-    adapter: Adapter
-
-    def __init__(self, path: str, base: AffineLayer, adapter: Adapter) -> None:
-        super().__init__()
-        self.path = path
-        self.base = base
-        self.adapter = adapter
-        self.train(base.training)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """What the layer computes with its adapter; shapes as the plain layer's."""
-        base = read(self.base)
-        return over_features(self.base, x, lambda features: self.adapter(features, base))
-
-    @property
-    def in_features(self) -> int:
-        """Width of the input."""
-        return read(self.base).in_features
-
-    @property
-    def out_features(self) -> int:
-        """Width of the output."""
-        return read(self.base).out_features
-
-    def __getattr__(self, name: str) -> Tensor | nn.Module:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            raise _WeightReadError(
-                f"its {name} is read past the layer's call, so an adapter would be skipped",
-                where=self.__dict__.get("path", ""),
-                fix="adapt other layers with sites= or targets=",
-            ) from None
 
 
 @dataclass
@@ -82,6 +31,7 @@ class Injection:
         trained: The backbone's own parameters that the method trains in place.
         required_grad: The parameters that could train before, so that a refused injection leaves no trace.
         buffers: Digest of each persistent buffer at injection, by its name in the plain backbone.
+        calls: The call of each module inside which several layers share an adapter.
         extra: Tensors that were loaded with the adapter, such as the head's.
     """
 
@@ -90,6 +40,7 @@ class Injection:
     trained: tuple[str, ...]
     required_grad: list[nn.Parameter]
     buffers: dict[str, str]
+    calls: dict[str, Call] = field(default_factory=dict)
     extra: tuple[str, ...] = ()
 
 
@@ -118,21 +69,37 @@ def inject(model: nn.Module, method: Method, inputs: tuple[Tensor, ...] | None =
         )
     if _RECORD in model.__dict__ or adapted_layers(model):
         raise PETLError("this model has adapters already", fix="merge them first, or start from a plain backbone")
-    targets = find_targets(model, method)
-    inputs = probe.usable_inputs(model, inputs) if targets else None
+    targets, inputs = _targets(model, method, inputs)
     shared = method.shared(targets)
     adapters = {target.path: _build(method, target, shared) for target in targets}
     trained = _trained(model, method)
     required_grad = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.__dict__[_RECORD] = Injection(method, targets, trained, required_grad, _buffer_digests(model))
     try:
-        _wrap(model, adapters, shared, trained)
+        _wrap(model, targets, adapters, shared)
         if inputs is not None:
-            _check_calls(model, inputs)
+            model.__dict__[_RECORD].calls = calls.check(model, inputs)
     except BaseException:
         eject(model)
         raise
     return model
+
+
+def _targets(
+    model: nn.Module, method: Method, inputs: tuple[Tensor, ...] | None
+) -> tuple[list[Target], tuple[Tensor, ...] | None]:
+    """The places to adapt, and inputs to run the model with: None where nothing is adapted or no guess is accepted."""
+    if method.folds:
+        targets = find_targets(model, method)
+        inputs = probe.usable_inputs(model, inputs) if targets else None
+    else:
+        inputs = probe.usable_inputs(model, inputs)
+        targets = find_targets(model, method, {} if inputs is None else calls.module_shapes(model, inputs))
+    sharing = [target.path for target in targets if len(target.layers) > 1]
+    if sharing and inputs is None:
+        reason = "that its layers read one input can only be seen by running the model, and no inputs were found for it"
+        raise NotMergeable(reason, where=sharing[0], fix="pass inputs=")
+    return targets, inputs
 
 
 def _buffer_digests(model: nn.Module) -> dict[str, str]:
@@ -151,6 +118,9 @@ def _build(method: Method, target: Target, shared: nn.Module | None) -> Adapter:
         raise PluginError(
             f"{type(method).__name__}.build returned {type(adapter).__name__}, no Adapter", where=target.path
         )
+    if isinstance(adapter, ModuleAdapter) == method.folds:
+        declared = f"{type(method).__name__} wraps {method.wraps!r}"
+        raise PluginError(f"{declared}, which {type(adapter).__name__} does not fit", where=target.path)
     return adapter
 
 
@@ -164,13 +134,15 @@ def _trained(model: nn.Module, method: Method) -> tuple[str, ...]:
     return names
 
 
-def _wrap(model: nn.Module, adapters: dict[str, Adapter], shared: nn.Module | None, trained: Iterable[str]) -> None:
+def _wrap(model: nn.Module, targets: list[Target], adapters: dict[str, Adapter], shared: nn.Module | None) -> None:
+    record = injection_of(model)
     own = dict(model.named_parameters())
     model.requires_grad_(False)
-    for name in trained:
+    for name in record.trained:
         own[name].requires_grad_(True)
-    for path, adapter in adapters.items():
-        _replace(model, path, Adapted(path, affine_layer(path, model.get_submodule(path)), adapter))
+    for target in targets:
+        kind = wrapper(record.method, target)
+        _replace(model, target.path, kind(target, model.get_submodule(target.path), adapters[target.path]))
     if shared is not None:
         model.add_module(SHARED, shared)
 
@@ -178,33 +150,6 @@ def _wrap(model: nn.Module, adapters: dict[str, Adapter], shared: nn.Module | No
 def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
     parent, _, name = path.rpartition(".")
     model.get_submodule(parent)._modules[name] = module
-
-
-def _check_calls(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    """Runs the injected model: an adapted layer raises where its weight is read, and each must be called."""
-    called: set[str] = set()
-    layers = adapted_layers(model)
-    # No hooks: torch's transformer layers read weights past the call, but not where a hook would see that.
-    for path, layer in layers.items():
-        layer.__dict__["forward"] = _recorded(path, layer.forward, called)
-    try:
-        for training in (False, True):
-            probe.forward(model, inputs, training)
-    finally:
-        for layer in layers.values():
-            del layer.__dict__["forward"]
-    for path in layers:
-        if path not in called:
-            reason = "the model's forward never calls it: it is unused, or its weight is read past the layer's call"
-            raise NotMergeable(reason, where=path, fix="adapt other layers with sites= or targets=")
-
-
-def _recorded(path: str, forward: Callable[[Tensor], Tensor], called: set[str]) -> Callable[[Tensor], Tensor]:
-    def recorded(x: Tensor) -> Tensor:
-        called.add(path)
-        return forward(x)
-
-    return recorded
 
 
 def eject(model: nn.Module) -> None:
@@ -241,11 +186,6 @@ def injection_of(model: nn.Module) -> Injection:
         raise PETLError("this model has no adapters: none were injected, or they are merged already")
     assert isinstance(record, Injection)
     return record
-
-
-def adapted_layers(model: nn.Module) -> dict[str, Adapted]:
-    """The adapted layers by module path, in the order of the model's modules."""
-    return {path: module for path, module in model.named_modules() if isinstance(module, Adapted)}
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

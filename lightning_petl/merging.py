@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from lightning_petl import probe
-from lightning_petl.adapter import Adapter
+from lightning_petl.adapter import Adapter, Method
 from lightning_petl.affine import Affine
+from lightning_petl.calls import cancelled_biases
 from lightning_petl.errors import NotMergeable
-from lightning_petl.injection import Adapted, adapted_layers, injection_of, leave, restore
-from lightning_petl.layers import AffineLayer, read, write
+from lightning_petl.injection import injection_of, leave, restore
+from lightning_petl.layers import OutputLayer, read, write
+from lightning_petl.wrappers import Adapted, adapted_layers
 
 EXACT = 1e-9
 """Largest relative error, in float64, of a merge that counts as exact."""
@@ -103,79 +105,109 @@ def merge(model: nn.Module, inputs: Tensor | tuple[Tensor, ...] | None = None) -
         PETLError: The model has no adapters, or they are merged already.
         NotMergeable: An adapter's forward and its merged map disagree, or a merged weight does not fit its dtype.
     """
-    injection_of(model)
-    layers = adapted_layers(model)
-    new = {path: _merged(path, layer) for path, layer in layers.items()}
+    refuse_unfoldable(injection_of(model).method)
+    adapted = adapted_layers(model)
+    blind = cancelled_biases(adapted, injection_of(model).calls)
+    new = {path: merged for layer in adapted.values() for path, merged in _merged(layer, blind).items()}
+    old = {path: layer for each in adapted.values() for path, layer in each.layers().items()}
     certificate = Certificate(
-        dtype=str(next((layer.base.weight.dtype for layer in layers.values()), _dtype(model))).removeprefix("torch."),
+        dtype=str(next((layer.weight.dtype for layer in old.values()), _dtype(model))).removeprefix("torch."),
         layers={path: error for path, (_, error) in new.items()},
-        created=tuple(f"{path}.bias" for path, (plain, _) in new.items() if _creates_bias(layers[path], plain)),
+        created=tuple(
+            f"{path}.bias" for path, (plain, _) in new.items() if plain.bias is not None and old[path].bias is None
+        ),
     )
     before = None if inputs is None else outputs(model, inputs)
+    restore(model, ((path, layer.base) for path, layer in adapted.items()))
     restore(model, ((path, plain) for path, (plain, _) in new.items()))
     if inputs is not None and before is not None:
         try:
             error = compare(before, outputs(model, inputs), "inputs", _dtype(model))
         except BaseException:
-            restore(model, layers.items())
+            restore(model, old.items())
+            restore(model, adapted.items())
             raise
-        certificate = Certificate(certificate.dtype, certificate.layers, certificate.created, error)
+        certificate = replace(certificate, model=error)
     leave(model)
     return certificate
+
+
+def refuse_unfoldable(method: Method) -> None:
+    """Refuses a method that wraps modules.
+
+    Raises:
+        NotMergeable: It does, so there is nothing to fold.
+    """
+    if not method.folds:
+        name = type(method).__name__
+        raise NotMergeable(f"{name} does not fold", where="method", fix="test and serve its adapter file as it is")
 
 
 def _dtype(model: nn.Module) -> torch.dtype:
     return next((parameter.dtype for parameter in model.parameters()), torch.get_default_dtype())
 
 
-def _creates_bias(layer: Adapted, plain: AffineLayer) -> bool:
-    return layer.base.bias is None and plain.bias is not None
+def _merged(layer: Adapted, blind: set[str]) -> dict[str, tuple[OutputLayer, LayerError]]:
+    """Plain layers with the adapter folded in, and the error of that; the adapted layers are left as they are.
 
+    Several layers that share an adapter are merged as one map that gives all their outputs.
 
-def _merged(path: str, layer: Adapted) -> tuple[AffineLayer, LayerError]:
-    """A plain layer with the adapter folded in, and the error of that; the adapted layer is left as it is."""
+    Args:
+        layer: The adapted layer.
+        blind: Layers that stay without a bias, since what they feed is blind to one.
+    """
     adapter = copy.deepcopy(layer.adapter).to(torch.float64).eval()
+    base = _in_float64(layer.affine())
     with torch.no_grad():
-        exact, base = adapter.merged(_in_float64(layer.base)), _in_float64(layer.base)
+        exact = adapter.merged(_in_float64(layer.affine()))
         if exact.weight.shape != base.weight.shape:
             raise NotMergeable(
-                f"merged weight is {tuple(exact.weight.shape)}, not {tuple(base.weight.shape)}", where=path
+                f"merged weight is {tuple(exact.weight.shape)}, not {tuple(base.weight.shape)}", where=layer.path
             )
-        plain = _plain_copy(layer.base, exact)
-        if not all(torch.isfinite(parameter).all() for parameter in plain.parameters()):
-            raise NotMergeable(f"merged weights are not finite as {plain.weight.dtype}", where=path)
-        error = _layer_error(base, adapter, exact, read(plain))
-    if not error.float64 <= EXACT:
-        raise NotMergeable(
-            f"the adapter's forward and its merged map differ by {error.float64:.1e} (relative, float64)",
-            where=path,
-            fix="its method does not fold as it declares",
-        )
-    return plain, error
+        start, merged = 0, {}
+        for path, plain in layer.layers().items():
+            stop = start + read(plain).out_features
+            rows = exact.rows(start, stop)
+            copied = _plain_copy(path, plain, rows.linear if path in blind else rows)
+            error = _layer_error(base, adapter, exact, read(copied), slice(start, stop), path in blind)
+            merged[path], start = (copied, error), stop
+    for path, (_, error) in merged.items():
+        if not error.float64 <= EXACT:
+            raise NotMergeable(
+                f"the adapter's forward and its merged map differ by {error.float64:.1e} (relative, float64)",
+                where=path,
+                fix="its method does not fold as it declares",
+            )
+    return merged
 
 
-def _in_float64(layer: AffineLayer) -> Affine:
-    """A copy of a layer's map, even if it is float64 already: a method that writes to its base must not reach it."""
-    base = read(layer)
+def _in_float64(base: Affine) -> Affine:
+    """A copy of a map, even if it is float64 already: a method that writes to its base must not reach the layer."""
     bias = None if base.bias is None else base.bias.to(torch.float64, copy=True)
     return Affine(base.weight.to(torch.float64, copy=True), bias)
 
 
-def _plain_copy(layer: AffineLayer, new: Affine) -> AffineLayer:
+def _plain_copy(path: str, layer: OutputLayer, new: Affine) -> OutputLayer:
     """A layer of the same kind and settings with other weights; the weights of the old one are not copied."""
     plain = copy.copy(layer)
     plain._parameters = dict(layer._parameters)
     write(plain, new)
+    if not all(torch.isfinite(parameter).all() for parameter in plain.parameters()):
+        raise NotMergeable(f"merged weights are not finite as {plain.weight.dtype}", where=path)
     return plain
 
 
-def _layer_error(base: Affine, adapter: Adapter, exact: Affine, stored: Affine) -> LayerError:
-    """Compares on fixed random inputs, ``(8, in)``."""
+def _layer_error(
+    base: Affine, adapter: Adapter, exact: Affine, stored: Affine, rows: slice, without_bias: bool
+) -> LayerError:
+    """Compares the outputs ``rows`` on fixed random inputs, ``(8, in)``."""
     generator = torch.Generator().manual_seed(20230216)
     x = torch.randn(8, base.in_features, generator=generator, dtype=torch.float64).to(base.weight.device)
-    with_adapter = adapter(x, base)
+    with_adapter, merged = adapter(x, base)[:, rows], exact(x)[:, rows]
     deployed = stored(x.to(stored.weight.dtype)).to(torch.float64)
-    return LayerError(_relative(with_adapter, exact(x)), _relative(with_adapter, deployed))
+    if without_bias and exact.bias is not None:
+        deployed = deployed + exact.bias[rows]  # left out of the file on purpose
+    return LayerError(_relative(with_adapter, merged), _relative(with_adapter, deployed))
 
 
 def _relative(expected: Tensor, found: Tensor) -> float:

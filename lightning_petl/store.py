@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, cast
 
@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from lightning_petl import tensorfile
 from lightning_petl.adapter import JSON, Adapter, Method
 from lightning_petl.errors import AdapterFileError, BackboneMismatch, ConfigError, PETLError
-from lightning_petl.injection import SHARED, adapted_layers, eject, inject, injection_of, trainable
+from lightning_petl.injection import SHARED, eject, inject, injection_of, trainable
 from lightning_petl.plugins import method_named, name_of
 from lightning_petl.tensorfile import Header, tensor_digest
+from lightning_petl.wrappers import adapted_layers
 
 FORMAT = "lightning-petl/1"
 MERGED_FORMAT = "lightning-petl-merged/1"
@@ -27,14 +28,26 @@ MERGED_FORMAT = "lightning-petl-merged/1"
 
 def plain_state(model: nn.Module) -> dict[str, Tensor]:
     """The persistent tensors of the plain backbone, under the names that they have without adapters."""
-    own = [f"{path}.adapter." for path in adapted_layers(model)] + [f"{SHARED}."]
-    bases = {f"{path}.base.": f"{path}." for path in adapted_layers(model)}
-    state = {}
-    for name, tensor in model.state_dict().items():
-        if isinstance(tensor, Tensor) and not name.startswith(tuple(own)):
-            head, base, tail = name.rpartition("base.")
-            state[bases.get(head + base, head + base) + tail] = tensor
-    return state
+    adapted = adapted_layers(model)
+    named = {plain_name(name, adapted): tensor for name, tensor in model.state_dict().items()}
+    return {name: tensor for name, tensor in named.items() if name is not None and isinstance(tensor, Tensor)}
+
+
+def plain_name(name: str, adapted: Container[str]) -> str | None:
+    """The name that a tensor of a model with adapters has in the plain backbone; None for what a method added.
+
+    Args:
+        name: Its name in the model.
+        adapted: Module paths of the model's adapted layers.
+    """
+    parts = name.split(".")
+    if parts[0] == SHARED:
+        return None
+    for end in range(1, len(parts)):
+        path = ".".join(parts[:end])
+        if path in adapted:
+            return ".".join([path, *parts[end + 1 :]]) if parts[end] == "base" else None
+    return name
 
 
 def tensor_digests(model: nn.Module, leave_out: Iterable[str] = ()) -> dict[str, str]:
@@ -143,7 +156,8 @@ def _extra_tensors(model: nn.Module, extra: Iterable[str]) -> dict[str, Tensor]:
     names |= dict.fromkeys(
         name for name, digest in record.buffers.items() if name in state and tensor_digest(state[name]) != digest
     )
-    folded = {f"{path}.{kind}" for path in adapted_layers(model) for kind in ("weight", "bias")}
+    layers = (path for target in record.targets for path in target.layers)
+    folded = {f"{path}.{kind}" for path in layers for kind in ("weight", "bias")}
     overlap = folded & set(names)
     if overlap:
         raise PETLError(f"{min(overlap)} is adapted and stored as it is", fix="adapt it, or train it in place")
@@ -151,10 +165,9 @@ def _extra_tensors(model: nn.Module, extra: Iterable[str]) -> dict[str, Tensor]:
 
 
 def _refuse_unsaved(model: nn.Module, extras: Mapping[str, Tensor]) -> None:
-    adapted = tuple(f"{path}.adapter." for path in adapted_layers(model))
-    unsaved = [
-        name for name in trainable(model) if name not in extras and not name.startswith((*adapted, f"{SHARED}."))
-    ]
+    adapted = adapted_layers(model)
+    plain = {name: plain_name(name, adapted) for name in trainable(model)}
+    unsaved = [name for name in plain.values() if name is not None and name not in extras]
     if unsaved:
         top = unsaved[0].rpartition(".")[0] or unsaved[0]
         raise PETLError(

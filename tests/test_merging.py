@@ -206,7 +206,11 @@ class ForwardWrites(LastFails):
 
 FAILURES = {
     "raises": (LastFails, ZeroDivisionError, None),
-    "disagrees": (LastDisagrees, NotMergeable, r"forward and its merged map differ by .*e-0[89] .*\[blocks\.1\.mlp\.fc2\]"),
+    "disagrees": (
+        LastDisagrees,
+        NotMergeable,
+        r"forward and its merged map differ by .*e-0[89] .*\[blocks\.1\.mlp\.fc2\]",
+    ),
     "infinite": (LastIsInfinite, NotMergeable, "not finite"),
     "too large for float16": (LastIsLarge, NotMergeable, r"not finite as torch\.float16 \[blocks\.1\.mlp\.fc2\]"),
     "wrong shape": (liars.ChangesShape, NotMergeable, r"merged weight is \(8, 32\), not \(16, 32\)"),

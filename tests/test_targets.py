@@ -14,8 +14,14 @@ from lightning_petl.targets import find_targets
 from lightning_petl.testing.backbones import Toy, convnext, swin, vit
 
 
-def paths(model: nn.Module, **arguments: object) -> list[str]:
-    return [target.path for target in find_targets(model, RepAdapter(**arguments))]
+class Alone(RepAdapter):
+    """Leaves the contract's default: layers that read one input together are refused."""
+
+    separate = "refuse"
+
+
+def paths(model: nn.Module, method: type[RepAdapter] = RepAdapter, **arguments: object) -> list[str]:
+    return [target.path for target in find_targets(model, method(**arguments))]
 
 
 def test_sites_of_a_vit() -> None:
@@ -127,13 +133,14 @@ class Separate(nn.Module):
 def test_separate_projections_are_refused_rather_than_left_out(names: tuple[str, ...]) -> None:
     model = nn.ModuleDict({"body": Toy(), "attn": Separate(*names)})
     with pytest.raises(NotMergeable, match=r"site 'attn' is read by separate layers .*\[attn\]"):
-        paths(model)
+        paths(model, Alone)
+    assert "attn" in paths(model)
     assert paths(model, sites=("mlp",)) == ["body.blocks.0.mlp.fc1", "body.blocks.1.mlp.fc1"]
 
 
 def test_a_gated_mlp_is_refused() -> None:
     with pytest.raises(NotMergeable, match=r"site 'mlp' is read by separate layers fc1_g, fc1_x"):
-        paths(nn.ModuleDict({"body": Toy(), "mlp": Separate("fc1_g", "fc1_x")}))
+        paths(nn.ModuleDict({"body": Toy(), "mlp": Separate("fc1_g", "fc1_x")}), Alone)
 
 
 def test_a_layer_in_two_places_is_refused() -> None:

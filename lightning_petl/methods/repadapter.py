@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from lightning_petl.adapter import Adapter, Method, Target
+from lightning_petl.adapter import JSON, Adapter, Method, Separate, Target
 from lightning_petl.affine import Affine
 from lightning_petl.errors import ConfigError, NotMergeable
 
@@ -88,6 +89,12 @@ class RepAdapter(Method):
         sites: ``("attn", "mlp")``, or ``("attn",)`` for the paper's attention-only variant.
         targets: Regular expressions on module paths that override ``sites``.
     """
+
+    separate: ClassVar[Separate] = "share"
+    variants: ClassVar[Mapping[str, Mapping[str, JSON]]] = {
+        "RepAdapter attn": {"sites": ["attn"]},
+        "RepAdapter groups=1": {"groups": 1},
+    }
 
     def __init__(
         self,

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from lightning_petl.errors import AdapterFileError, BackboneMismatch, ConfigError
-from lightning_petl.injection import Adapted, trainable
+from lightning_petl.injection import trainable
 from lightning_petl.plugins import name_of
-from lightning_petl.store import fingerprint, tensor_digests
+from lightning_petl.store import fingerprint, plain_name, tensor_digests
+from lightning_petl.wrappers import adapted_layers
 
 if TYPE_CHECKING:
     from lightning_petl.tasks.task import PETLTask
@@ -23,27 +24,25 @@ def trains(module: nn.Module) -> bool:
 
 
 def kept_names(task: PETLTask) -> set[str]:
-    """Names of the backbone's tensors that fit may change: what trains, and running statistics that drift."""
+    """Names, in the plain backbone, of its tensors that fit may change: what trains, and statistics that drift."""
     statistics = {
         f"{path}.{name}"
         for path, module in task.backbone.named_modules()
         if isinstance(module, nn.modules.batchnorm._NormBase) and (task.backbone_mode == "train" or trains(module))
         for name, _ in module.named_buffers(recurse=False)
     }
-    return statistics | set(trainable(task.backbone))
+    adapted = adapted_layers(task.backbone)
+    plain = {plain_name(name, adapted) for name in statistics | set(trainable(task.backbone))}
+    return {name for name in plain if name is not None}
 
 
 def _expected(task: PETLTask) -> set[str]:
     """Keys of the task's state dict that a checkpoint holds, adapters and drifting statistics included."""
-    state = set(task.state_dict())
+    adapted, kept = adapted_layers(task.backbone), kept_names(task)
+    backbone = {name: plain_name(name, adapted) for name in task.backbone.state_dict()}
     training = {name for name, parameter in task.named_parameters() if parameter.requires_grad}
-    adapter_state = {
-        f"backbone.{path}.adapter.{name}"
-        for path, module in task.backbone.named_modules()
-        if isinstance(module, Adapted)
-        for name in module.adapter.state_dict()
-    }
-    return state & (training | adapter_state | {f"backbone.{name}" for name in kept_names(task)})
+    own = {f"backbone.{name}" for name, plain in backbone.items() if plain is None or plain in kept}
+    return set(task.state_dict()) & (training | own)
 
 
 def reduce(checkpoint: dict[str, Any], task: PETLTask) -> None:

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from lightning_petl.adapter import Adapter
 from lightning_petl.affine import Affine
 from lightning_petl.errors import NotMergeable
-from lightning_petl.injection import SHARED, Adapted, adapted_layers, trainable
-from lightning_petl.layers import read
+from lightning_petl.injection import SHARED, trainable
 from lightning_petl.tensorfile import tensor_digest
 from lightning_petl.testing.backbones import Backbone, add_noise, normal
+from lightning_petl.wrappers import Adapted, adapted_layers
 
 
 def require(condition: bool, message: str) -> None:
@@ -92,7 +92,7 @@ def cannot_merge(base: Affine) -> Affine:
 
 def paths_agree(path: str, model: nn.Module, layer: Adapted, x: Tensor, tolerance: float) -> None:
     """Compares an adapter's forward with its merged map: values, and gradients of x and of all that trains."""
-    base, x = read(layer.base), x.requires_grad_()
+    base, x = layer.affine(), x.requires_grad_()
     fast, slow = layer.adapter(x, base), layer.adapter.merged(base)(x)
     where = f"in {'training' if layer.training else 'evaluation'} ({x.dtype})"
     error = difference(fast, slow)
@@ -133,7 +133,7 @@ def _tensors(affine: Affine) -> dict[str, Tensor]:
 
 def consolidated_is_exact(path: str, layer: Adapted, small: Adapter) -> None:
     """Compares both paths of a consolidated adapter with the definition, in float64."""
-    base, x = read(layer.base), normal((3, layer.in_features), seed=3)
+    base, x = layer.affine(), normal((3, layer.in_features), seed=3)
     expected = layer.adapter.merged(base)(x)
     for name, found in (("merged map", small.merged(base)(x)), ("forward", small(x, base))):
         error = difference(found, expected)

@@ -16,13 +16,13 @@ from torch import nn
 from lightning_petl.adapter import Adapter, Method
 from lightning_petl.affine import Affine
 from lightning_petl.errors import NotMergeable, PETLError, TargetNotFound
-from lightning_petl.injection import adapted_layers, inject, injection_of, trainable
-from lightning_petl.layers import read
+from lightning_petl.injection import inject, injection_of, trainable
 from lightning_petl.merging import merge
 from lightning_petl.store import load_adapter, plain_state, save_adapter
 from lightning_petl.testing import checks
 from lightning_petl.testing.backbones import BACKBONES, Backbone, normal
 from lightning_petl.testing.checks import difference, outputs, require, require_equal
+from lightning_petl.wrappers import adapted_layers
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 1e-1}
 """Largest difference, relative to the largest value, of two ways to compute one thing."""
@@ -99,7 +99,7 @@ class MethodContract:
             x = normal((3, 5, layer.in_features), seed=2).to(dtype)
             for training in (False, True):
                 layer.train(training)
-                first, second = (layer.adapter(x, read(layer.base)) for _ in range(2))
+                first, second = (layer.adapter(x, layer.affine()) for _ in range(2))
                 deterministic = torch.equal(first, second)
                 require(deterministic or training, f"{path}: forward draws random numbers in evaluation")
                 if deterministic:
@@ -109,7 +109,7 @@ class MethodContract:
         """`merged` changes neither operand nor the random state; the base has any dtype, and a bias or none."""
         model = self._injected(self._adapted_backbone(), torch.float32)
         for path, layer in adapted_layers(model).items():
-            weight, bias = read(layer.base).weight, torch.ones(layer.out_features)
+            weight, bias = layer.affine().weight, torch.ones(layer.out_features)
             for base in (Affine(weight), Affine(weight, bias), Affine(weight.double(), bias.double())):
                 checks.merged_is_pure(path, layer.adapter, base)
 
@@ -209,7 +209,7 @@ class MethodContract:
         wrong = [name for name, parameter in checks.added(model).items() if parameter.dtype != wanted]
         require(not wrong, f"{wrong[:3]} of a {dtype} layer should be {wanted}")
         for path, layer in adapted_layers(model).items():
-            found = layer.adapter(normal((2, layer.in_features), seed=4).to(dtype), read(layer.base)).dtype
+            found = layer.adapter(normal((2, layer.in_features), seed=4).to(dtype), layer.affine()).dtype
             require(found == dtype, f"{path}: the output for {dtype} inputs is {found}")
 
     def test_meta_device(self) -> None:
