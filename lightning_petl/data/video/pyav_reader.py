@@ -1,0 +1,193 @@
+"""Reading with PyAV. Every frame is known by its presentation timestamp, so that seeking cannot return another.
+
+The packets are listed when the file is opened, without decoding. A frame is then sought from the key frame at or before
+it, and taken only if it carries its timestamp; where that fails (a key frame from which decoding cannot start cleanly),
+the file is decoded from the beginning; where that fails, the frame does not exist, and the file is in error.
+
+Some files do not say when their frames are shown: AVI stores no presentation times, and others repeat them. There the
+frames are counted by decoding once when the file is opened, and read from the beginning each time.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_petl.data.video.container import inspect
+from lightning_petl.data.video.reader import VideoReader, average_fps, overstated, undecodable
+from lightning_petl.errors import DataError
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
+
+_DEMUXER = {"mp4": "mov", "matroska": "matroska", "avi": "avi"}
+"""FFmpeg's name of the demuxer of each container; named, so that FFmpeg does not guess."""
+
+
+class _Packet(NamedTuple):
+    pts: int | None
+    key: bool
+    discarded: bool
+
+
+class PyAVReader(VideoReader):
+    """A video file, read by PyAV on one thread; see `VideoReader`."""
+
+    name: ClassVar[str] = "pyav"
+
+    def __init__(self, path: str) -> None:
+        self.path, self._container = path, inspect(path)
+        self._file: InputContainer | None = None
+        self._size: tuple[int, int] | None = None
+        try:
+            self._open()
+            stated = self._stream.average_rate
+            self._number(self._packets())
+            self.fps = average_fps(float(stated) if stated else None, self.timestamps)
+        except BaseException as error:
+            self.close()
+            if isinstance(error, (DataError, MemoryError)) or not isinstance(error, Exception):
+                raise
+            raise undecodable(path, error) from error
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width, known from the first frame that is decoded."""
+        if self._size is None:
+            self.frames([0])
+            assert self._size is not None  # set by the frame just read
+        return self._size
+
+    def _open(self) -> None:
+        import av
+
+        self.close()
+        self._file = av.open(self.path, format=_DEMUXER[self._container], metadata_errors="ignore")
+        stream: Any = self._file.streams.best("video")
+        if stream is None:
+            raise DataError("the file has no video stream", where=self.path, fix="remove it from the data")
+        if stream.codec_context is None:
+            raise DataError("the codec of the video stream is unknown", where=self.path, fix="convert the file")
+        stream.thread_type = "NONE"  # the workers are the threads
+        stream.codec_context.thread_count = 1
+        self._stream: VideoStream = stream
+
+    def _packets(self) -> list[_Packet]:
+        assert self._file is not None
+        packets = [
+            _Packet(packet.pts, packet.is_keyframe, packet.is_discard)
+            for packet in self._file.demux(self._stream)
+            if packet.size  # the last, which flushes the decoder, is empty
+        ]
+        # MP4 alone counts what it holds; a trimmed one counts what was trimmed, too.
+        if self._container == "mp4" and self._stream.frames > len(packets) and not any(p.discarded for p in packets):
+            raise overstated(self.path, self._stream.frames, len(packets))
+        return packets
+
+    def _number(self, packets: list[_Packet]) -> None:
+        """Gives each frame its index: the rank of its timestamp, or where timestamps say little, its place."""
+        self._times: list[int] = sorted(p.pts for p in packets if p.pts is not None and not p.discarded)
+        self._keys = sorted(p.pts for p in packets if p.pts is not None and p.key)
+        made_up = self._container == "avi" and self._stream.codec_context.has_b_frames
+        missing = any(packet.pts is None for packet in packets)
+        if made_up or missing or len(set(self._times)) < len(self._times) or not self._keys:
+            self._times = []
+            self.timestamps = self._counted()
+        else:
+            assert self._stream.time_base is not None
+            since = np.asarray(self._times, dtype=np.int64) - self._times[0]
+            self.timestamps = since.astype(np.float64) * float(self._stream.time_base)
+
+    def _counted(self) -> NDArray[np.float64]:
+        """Timestamps of frames that are known by their place: evenly spaced."""
+        self._open()
+        count = sum(1 for _ in self._decoded())
+        rate = self._stream.average_rate or self._stream.guessed_rate
+        if not count or not rate:
+            raise DataError("the video has no frames or no frame rate", where=self.path, fix="remove it from the data")
+        return np.arange(count, dtype=np.float64) / float(rate)
+
+    def _decoded(self) -> Iterator[VideoFrame]:
+        assert self._file is not None
+        yield from self._file.decode(self._stream)
+
+    def _read(self, indices: list[int]) -> NDArray[np.uint8]:
+        if not self._times:
+            self._open()
+            return self._stacked(self._by_place(indices))
+        times = [self._times[index] for index in indices]
+        found: dict[int, NDArray[np.uint8]] = {}
+        for key, group in groupby(times, key=self._key_before):
+            found |= self._from_key(key, list(group))
+        if missing := [time for time in times if time not in found]:
+            self._open()
+            found |= self._until(missing)
+        if len(found) < len(times):
+            self._open()
+            raise overstated(self.path, len(self), sum(1 for _ in self._decoded()))
+        return self._stacked(found[time] for time in times)
+
+    def _key_before(self, time: int) -> int:
+        return self._keys[max(bisect_right(self._keys, time) - 1, 0)]
+
+    def _from_key(self, key: int, times: list[int]) -> dict[int, NDArray[np.uint8]]:
+        assert self._file is not None
+        self._file.seek(key, stream=self._stream, backward=True)
+        return self._until(times)
+
+    def _until(self, times: list[int]) -> dict[int, NDArray[np.uint8]]:
+        """Decodes from where the file is up to the last of some ascending timestamps; keeps those."""
+        wanted, found = set(times), dict[int, NDArray[np.uint8]]()
+        before = None
+        for frame in self._decoded():
+            if frame.pts is None or (before is not None and frame.pts <= before):
+                raise DataError(
+                    "the timestamps of the frames do not increase", where=self.path, fix="rewrite or remove the file"
+                )
+            before = frame.pts
+            if frame.pts in wanted:
+                found[frame.pts] = self._pixels(frame)
+            if frame.pts >= times[-1]:
+                break
+        return found
+
+    def _by_place(self, indices: list[int]) -> Iterator[NDArray[np.uint8]]:
+        wanted = set(indices)
+        for place, frame in enumerate(self._decoded()):
+            if place in wanted:
+                yield self._pixels(frame)
+            if place == indices[-1]:
+                return
+
+    def _pixels(self, frame: VideoFrame) -> NDArray[np.uint8]:
+        if frame.is_corrupt:
+            raise DataError(
+                "the stream is damaged: a frame could be decoded in part only", where=self.path, fix="replace the file"
+            )
+        pixels: NDArray[np.uint8] = np.rot90(frame.to_ndarray(format="rgb24"), _quarter_turns(frame.rotation))
+        self._size = pixels.shape[0], pixels.shape[1]
+        return pixels
+
+    def _stacked(self, frames: Iterable[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+        every = list(frames)
+        if len({frame.shape for frame in every}) > 1:
+            raise DataError("the frames change their size", where=self.path, fix="rewrite the file at one size")
+        return np.stack(every)
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _quarter_turns(degrees: int) -> int:
+    """Anticlockwise quarter turns for `numpy.rot90`; decord, too, leaves other angles alone."""
+    return degrees // 90 if degrees % 90 == 0 else 0
