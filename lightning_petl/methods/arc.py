@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from lightning_petl.adapter import JSON, Adapter, Method, Target
+from lightning_petl.adapter import JSON, Adapter, Method, Separate, Target
 from lightning_petl.affine import Affine
 from lightning_petl.errors import ConfigError
 
@@ -94,11 +94,8 @@ class ARC(Method):
             each input width, apart from those of the sites.
     """
 
+    separate: ClassVar[Separate] = "share"
     variants: ClassVar[Mapping[str, Mapping[str, JSON]]] = {"ARC_att": {"sites": ["attn"]}}
-    """Settings to which the paper gives a name of their own, as arguments."""
-
-    separate: ClassVar[Literal["refuse", "share", "each"]] = "share"
-    """Layers that read one input, as separate q, k and v do, have one adapter together: it acts on that input."""
 
     def __init__(
         self,

@@ -156,6 +156,49 @@ def test_golden_vit_gradients_and_adamw_step(variant: str) -> None:
     close(F.cross_entropy(model(images()), labels), tensors[f"{variant}.step.loss_after"], 1e-8)
 
 
+class SeparateAttention(nn.Module):
+    """timm's attention with the query, key and value in layers of their own, as the reference has them."""
+
+    def __init__(self, fused: nn.Module) -> None:
+        super().__init__()
+        self.heads, self.proj = fused.num_heads, fused.proj
+        for j, name in enumerate(("query", "key", "value")):
+            part = nn.Linear(64, 64, dtype=fused.qkv.weight.dtype)
+            rows = Affine(fused.qkv.weight, fused.qkv.bias).rows(64 * j, 64 * (j + 1))
+            part.load_state_dict({"weight": rows.weight, "bias": rows.bias})
+            setattr(self, name, part)
+
+    def forward(self, x: Tensor, **_: object) -> Tensor:
+        heads = (
+            layer(x).unflatten(2, (self.heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
+        )
+        return self.proj(F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
+
+
+def test_golden_vit_with_separate_projections() -> None:
+    tensors, config = golden("d_arc")
+    model = golden_vit()
+    for block in model.blocks:
+        block.attn = SeparateAttention(block.attn)
+    close(model(images()), tensors["none.logits"], 1e-9)
+    inject(model, ARC(config["adapter_dim"], config["adapter_dropout"]))
+    # One adapter for the three layers: a model with a fused projection has the same parameters.
+    assert [p.shape for p in trainable(model).values()] == [p.shape for p in trainable(vit("ARC")).values()]
+    with torch.no_grad():
+        for (name, parameter), fused in zip(trainable(model).items(), trainable(vit("ARC")).values(), strict=True):
+            assert name.endswith(("rescale", "bias", "projection"))
+            parameter.copy_(fused)
+    close(model(images()), tensors["ARC.logits"], 1e-9)
+    merge(model)
+    close(model(images()), tensors["ARC.logits_merged"], 1e-9)
+    probe = golden("b_repadapter_vit")[0]["probe.x"]
+    for i, block in enumerate(model.blocks):
+        for short, name in (("q", "query"), ("k", "key"), ("v", "value")):
+            part = block.attn.get_submodule(name)
+            close(part.weight @ probe, tensors[f"merged.blocks.{i}.attn.{short}.weight_probe"], 1e-9)
+            close(part.bias, tensors[f"merged.blocks.{i}.attn.{short}.bias"], 1e-9)
+
+
 def test_the_projection_is_one_parameter_of_the_model() -> None:
     model = inject(golden_vit(), ARC(rank=3))
     for site in ("attn", "mlp"):
