@@ -11,6 +11,7 @@ lets it seek. Further:
   the padding for channels. Frames are read one by one, and the padding is cut off.
 - Frames are passed over by timestamp, which is quicker, only where timestamps tell them apart.
 - Its decoding thread runs ahead: damage behind the last frame that is asked for may raise, or may go unseen.
+- Damage that FFmpeg conceals inside a frame is not reported at all. PyAV reports it.
 """
 
 from __future__ import annotations

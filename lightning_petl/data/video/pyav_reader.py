@@ -114,9 +114,23 @@ class PyAVReader(VideoReader):
             raise DataError("the video has no frames or no frame rate", where=self.path, fix="remove it from the data")
         return np.arange(count, dtype=np.float64) / float(rate)
 
-    def _decoded(self) -> Iterator[VideoFrame]:
+    def _decoded(self, key: int | None = None) -> Iterator[VideoFrame]:
+        """Frames from where the file is: the beginning, or a key frame, known by its timestamp.
+
+        Damage counts in frames that nobody asked for, too: those behind build on them. Behind a key frame it may also
+        mean that decoding cannot start there. That ends the frames, and the beginning decides.
+        """
         assert self._file is not None
-        yield from self._file.decode(self._stream)
+        for frame in self._file.decode(self._stream):
+            if frame.is_corrupt and key is None:
+                raise DataError(
+                    "the stream is damaged: a frame can be decoded in part only",
+                    where=self.path,
+                    fix="replace the file or remove it from the data",
+                )
+            if frame.is_corrupt and key is not None and frame.pts is not None and frame.pts >= key:
+                return
+            yield frame
 
     def _read(self, indices: list[int]) -> NDArray[np.uint8]:
         if not self._times:
@@ -140,13 +154,13 @@ class PyAVReader(VideoReader):
     def _from_key(self, key: int, times: list[int]) -> dict[int, NDArray[np.uint8]]:
         assert self._file is not None
         self._file.seek(key, stream=self._stream, backward=True)
-        return self._until(times)
+        return self._until(times, key)
 
-    def _until(self, times: list[int]) -> dict[int, NDArray[np.uint8]]:
+    def _until(self, times: list[int], key: int | None = None) -> dict[int, NDArray[np.uint8]]:
         """Decodes from where the file is up to the last of some ascending timestamps; keeps those."""
         wanted, found = set(times), dict[int, NDArray[np.uint8]]()
         before = None
-        for frame in self._decoded():
+        for frame in self._decoded(key):
             if frame.pts is None or (before is not None and frame.pts <= before):
                 raise DataError(
                     "the timestamps of the frames do not increase", where=self.path, fix="rewrite or remove the file"
@@ -167,10 +181,6 @@ class PyAVReader(VideoReader):
                 return
 
     def _pixels(self, frame: VideoFrame) -> NDArray[np.uint8]:
-        if frame.is_corrupt:
-            raise DataError(
-                "the stream is damaged: a frame could be decoded in part only", where=self.path, fix="replace the file"
-            )
         pixels: NDArray[np.uint8] = np.rot90(frame.to_ndarray(format="rgb24"), _quarter_turns(frame.rotation))
         self._size = pixels.shape[0], pixels.shape[1]
         return pixels
