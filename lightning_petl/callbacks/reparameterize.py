@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 class Reparameterize(pl.Callback):
     """At the end of fit, writes ``adapter.safetensors``, ``merged.safetensors`` and ``certificate.json``.
 
+    Of a method that does not fold, the adapter file alone.
+
     It works on a copy, from the best checkpoint, after training is over, so that ``test(ckpt_path="best")`` finds the
     task as it was. The certificate's inputs are held-out images.
 
@@ -57,6 +59,12 @@ class Reparameterize(pl.Callback):
         used = getattr(data, "input_config", None)
         path = folder / "adapter.safetensors"
         save_adapter(model, path, (pl_module.head,), pl_module.task_record(used), pl_module.backbone_record)
+        if not pl_module.method.folds:
+            name = type(pl_module.method).__name__
+            logger.info(
+                "%s does not fold: its adapter file is tested and served as it is, no merged file is written", name
+            )
+            return
         batches, source = self._held_out(trainer, pl_module)
         header = read_header(path)
         certificate = publish(model, header, folder / "merged.safetensors", pl_module.new_backbone, batches, source)

@@ -13,7 +13,8 @@ from torch import nn
 from lightning_petl import backbones
 from lightning_petl.deployment import publish
 from lightning_petl.errors import AdapterFileError
-from lightning_petl.store import FORMAT, load_adapter
+from lightning_petl.merging import refuse_unfoldable
+from lightning_petl.store import FORMAT, build_method, load_adapter
 from lightning_petl.tensorfile import Header, read_header
 
 
@@ -29,6 +30,7 @@ def run(arguments: list[str]) -> int:
         raise AdapterFileError(
             "this is no adapter file", where=f"{options.adapter}: format", fix="give adapter.safetensors"
         )
+    refuse_unfoldable(build_method(header, str(options.adapter)))
     build = builder(header, options.backbone, str(options.adapter))
     model = load_adapter(build(True), options.adapter).eval()
     size = backbones.input_config(model).image_size

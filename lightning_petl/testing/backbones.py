@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import timm
@@ -71,6 +72,18 @@ class _ToyAttention(nn.Module):
         return mixed
 
 
+class _SeparateAttention(nn.Module):
+    def __init__(self, width: int, bias: bool) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(width, width, bias=bias) for _ in range(3))
+        self.proj = nn.Linear(width, width, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        mixed: Tensor = self.proj((q @ k.mT).softmax(-1) @ v)
+        return mixed
+
+
 class _ToyMLP(nn.Module):
     def __init__(self, width: int, bias: bool) -> None:
         super().__init__()
@@ -83,10 +96,11 @@ class _ToyMLP(nn.Module):
 
 
 class _ToyBlock(nn.Module):
-    def __init__(self, width: int, bias: bool) -> None:
+    def __init__(self, width: int, bias: bool, separate: bool) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attn, self.mlp = _ToyAttention(width, bias), _ToyMLP(width, bias)
+        self.attn = _SeparateAttention(width, bias) if separate else _ToyAttention(width, bias)
+        self.mlp = _ToyMLP(width, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))
@@ -95,11 +109,17 @@ class _ToyBlock(nn.Module):
 
 
 class Toy(nn.Module):
-    """Two pre-norm blocks on tokens ``(batch, tokens, width)``, named as in timm's ViT; the second has no biases."""
+    """Two pre-norm blocks on tokens ``(batch, tokens, width)``, named as in timm's ViT; the second has no biases.
 
-    def __init__(self, width: int = 16, classes: int = 5) -> None:
+    Args:
+        width: Features of a token.
+        classes: Outputs of the head.
+        separate: Whether queries, keys and values come from three layers instead of one.
+    """
+
+    def __init__(self, width: int = 16, classes: int = 5, separate: bool = False) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(_ToyBlock(width, bias=True), _ToyBlock(width, bias=False))
+        self.blocks = nn.Sequential(_ToyBlock(width, True, separate), _ToyBlock(width, False, separate))
         self.head = nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -138,6 +158,7 @@ def convnext(**options: Any) -> nn.Module:
 
 BACKBONES = {
     "toy": Backbone(Toy, (2, 4, 16)),
+    "separate_qkv": Backbone(partial(Toy, separate=True), (2, 4, 16)),
     "vit": Backbone(vit),
     "vit_layer_scale": Backbone(lambda: vit(init_values=0.1, qkv_bias=False)),
     "swin": Backbone(swin),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import cast
 
 import torch
+from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
-from lightning_petl.adapter import Adapter
+from lightning_petl.adapter import Adapter, Method
 from lightning_petl.affine import Affine
 from lightning_petl.errors import NotMergeable
 from lightning_petl.injection import SHARED, trainable
@@ -101,6 +103,46 @@ def paths_agree(path: str, model: nn.Module, layer: Adapted, x: Tensor, toleranc
     for name, of_fast, of_slow in zip(names, first, second, strict=True):
         error = difference(of_fast, of_slow)
         require(error <= tolerance, f"{path}: gradients of {name} in forward and merged differ by {error:.1e} {where}")
+
+
+def consolidated_models_agree(model: nn.Module, backbone: Backbone) -> None:
+    """Compares a model with the same one whose adapters have their form for storage."""
+    expected = outputs(model, backbone)
+    for layer in adapted_layers(model).values():
+        layer.adapter = layer.adapter.consolidated().eval()
+    error = difference(outputs(model, backbone), expected)
+    require(error <= 1e-12, f"with consolidated adapters, the model differs by {error:.1e}")
+
+
+def is_random_in_training(model: nn.Module, backbone: Backbone) -> bool:
+    """Whether two runs in training mode differ."""
+    x = backbone.inputs(next(model.parameters()).dtype)
+    with torch.no_grad(), seeded():
+        first, second = (model.train()(x) for _ in range(2))
+    model.eval()
+    return not torch.equal(first, second)
+
+
+def parsed_again(method: Method) -> Method:
+    """A method after the way of a configuration: parsed, written as YAML, parsed again, built."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Method, "method")
+    path = f"{type(method).__module__}.{type(method).__qualname__}"
+    parsed = parser.parse_object({"method": {"class_path": path, "init_args": dict(method.arguments)}})
+    again = parser.instantiate_classes(parser.parse_string(parser.dump(parsed))).method
+    require(isinstance(again, Method), f"YAML gives {again!r}")
+    return cast(Method, again)
+
+
+def compiles_and_exports(model: nn.Module, backbone: Backbone) -> None:
+    """Requires the graph of a merged model in one piece, from torch.compile and from torch.export."""
+    x, expected = backbone.inputs(next(model.parameters()).dtype), outputs(model, backbone)
+    with torch.no_grad():
+        compiled = torch.compile(model, backend="eager", fullgraph=True)(x)
+        exported = torch.export.export(model, (x,)).module()(x)
+    for name, found in (("compile", compiled), ("export", exported)):
+        error = difference(found, expected)
+        require(error <= 1e-9, f"torch.{name} of the merged model differs by {error:.1e}")
 
 
 def _gradients(out: Tensor, x: Tensor, model: nn.Module) -> tuple[Tensor, ...]:

@@ -19,7 +19,7 @@ from lightning_petl.errors import NotMergeable, PETLError, TargetNotFound
 from lightning_petl.injection import inject, injection_of, trainable
 from lightning_petl.merging import merge
 from lightning_petl.store import load_adapter, plain_state, save_adapter
-from lightning_petl.testing import checks
+from lightning_petl.testing import checks, processes
 from lightning_petl.testing.backbones import BACKBONES, Backbone, normal
 from lightning_petl.testing.checks import difference, outputs, require, require_equal
 from lightning_petl.wrappers import adapted_layers
@@ -94,9 +94,10 @@ class MethodContract:
     @_each_dtype
     def test_forward_is_the_merged_map(self, dtype: torch.dtype) -> None:
         """Values and gradients of the fast path are those of the definition; in training too, if nothing is random."""
+        self._skip_what_does_not_fold()
         model = self._injected(self._adapted_backbone(), dtype)
         for path, layer in adapted_layers(model).items():
-            x = normal((3, 5, layer.in_features), seed=2).to(dtype)
+            x = normal((3, 5, layer.affine().in_features), seed=2).to(dtype)
             for training in (False, True):
                 layer.train(training)
                 first, second = (layer.adapter(x, layer.affine()) for _ in range(2))
@@ -107,6 +108,7 @@ class MethodContract:
 
     def test_merged_is_pure(self) -> None:
         """`merged` changes neither operand nor the random state; the base has any dtype, and a bias or none."""
+        self._skip_what_does_not_fold()
         model = self._injected(self._adapted_backbone(), torch.float32)
         for path, layer in adapted_layers(model).items():
             weight, bias = layer.affine().weight, torch.ones(layer.out_features)
@@ -121,6 +123,9 @@ class MethodContract:
         if adapted_layers(model):
             effect = difference(expected, outputs(plain, backbone))
             require(effect > 1e-3, "with every parameter changed, adapters have no effect: nothing can be compared")
+        if not self.method.folds:
+            self._is_refused(model)
+            return
         certificate = merge(model)
         error = difference(outputs(model, backbone), expected)
         require(error <= TOLERANCE[dtype], f"merging changes the outputs by {error:.1e} (relative, {dtype})")
@@ -128,8 +133,26 @@ class MethodContract:
         with pytest.raises(PETLError):
             merge(model)
 
+    @classmethod
+    def _is_refused(cls, model: nn.Module) -> None:
+        """A method that does not fold is refused by name, and the model stays as it is."""
+        before, types = checks.snapshot(model), checks.module_types(model)
+        with pytest.raises(NotMergeable, match=type(cls.method).__name__):
+            merge(model)
+        require_equal(before, model.state_dict(), "a refused merge changed the model")
+        require(checks.module_types(model) == types, "a refused merge replaced modules")
+
+    def test_merged_model_compiles_and_exports(self) -> None:
+        """After merging, torch.compile and torch.export take the model whole, as they take the plain backbone."""
+        self._skip_what_does_not_fold()
+        backbone = self._any_backbone()
+        model = self._injected(backbone)
+        merge(model)
+        checks.compiles_and_exports(model, backbone)
+
     def test_a_failed_merge_changes_nothing(self) -> None:
         """If the last layer cannot be merged, the first is not either."""
+        self._skip_what_does_not_fold()
         model = self._injected(self._adapted_backbone(), torch.float32)
         before, types = checks.snapshot(model), checks.module_types(model)
         last = list(adapted_layers(model).values())[-1]
@@ -149,20 +172,47 @@ class MethodContract:
             small.eval()
             require(checks.size(small) <= checks.size(layer.adapter), f"{path}: the consolidated form is larger")
             require_equal(before, layer.adapter.state_dict(), f"{path}: consolidated() changes the adapter")
-            checks.consolidated_is_exact(path, layer, small)
+            if self.method.folds:
+                checks.consolidated_is_exact(path, layer, small)
             again = small.consolidated().state_dict()
             require_equal(small.state_dict(), again, f"{path}: consolidating twice gives another form")
+        checks.consolidated_models_agree(model, self._any_backbone())
 
     def test_file_round_trip(self, tmp_path: Path) -> None:
         """A file holds all that a method learned: loaded, it computes the same, and is written the same."""
         backbone = self._any_backbone()
-        model = self._injected(backbone)
-        digest = save_adapter(model, tmp_path / "first.safetensors")
-        loaded = load_adapter(backbone.build(torch.float64), tmp_path / "first.safetensors")
-        error = difference(outputs(loaded, backbone), outputs(model, backbone))
-        require(error <= 1e-12, f"loaded from its file, the model differs by {error:.1e}")
+        model, first = self._injected(backbone), tmp_path / "first.safetensors"
+        digest, expected = save_adapter(model, first), outputs(model, backbone)
+        loaded = load_adapter(backbone.build(torch.float64), first)
+        plain, inputs = backbone.build(torch.float64), backbone.inputs(torch.float64)
+        elsewhere = processes.run(processes.outputs_of_file, type(self.method), plain, inputs, first)
+        for place, found in (("", outputs(loaded, backbone)), (" in another process", elsewhere)):
+            error = difference(found, expected)
+            require(error <= 1e-12, f"loaded from its file{place}, the model differs by {error:.1e}")
         again = save_adapter(loaded, tmp_path / "second.safetensors")
         require(again == digest, "a loaded adapter is written as another file")
+
+    def test_two_processes_train_as_one(self, tmp_path: Path) -> None:
+        """Distributed training on two halves of a batch gives the adapters of training on the whole."""
+        backbone = self._any_backbone()
+        model = self._injected(backbone)
+        if not trainable(model):
+            pytest.skip("the method trains nothing but the head, which tasks set free")
+        if checks.is_random_in_training(model, backbone):
+            pytest.skip("the method drops at random in training: give an instance without dropout to compare")
+        method, arguments = type(self.method), self.method.arguments
+        plain, batch = backbone.build(torch.float64), backbone.inputs(torch.float64)
+        alone = processes.trained(method, arguments, plain, batch)
+        together = processes.trained_by_two(method, arguments, plain, batch, tmp_path / "meeting")
+        for name, tensor in alone.items():
+            error = difference(together[name], tensor)
+            require(error <= 1e-6, f"trained by two processes, {name} differs by {error:.1e}")
+
+    def test_configuration_round_trip(self) -> None:
+        """What the command line's parser writes as YAML builds the same method again."""
+        again = checks.parsed_again(self.method)
+        require(type(again) is type(self.method), f"YAML gives a {type(again).__name__}")
+        require(again.arguments == self.method.arguments, f"YAML gives arguments {again.arguments}")
 
     def test_only_what_is_declared_trains(self) -> None:
         """An optimizer step changes adapters, shared modules and what `Method.trained` names, and nothing else."""
@@ -208,8 +258,13 @@ class MethodContract:
         wanted = torch.float64 if dtype == torch.float64 else torch.float32
         wrong = [name for name, parameter in checks.added(model).items() if parameter.dtype != wanted]
         require(not wrong, f"{wrong[:3]} of a {dtype} layer should be {wanted}")
+        if not self.method.folds:
+            found = outputs(model, self._any_backbone()).dtype
+            require(found == dtype, f"the model's output for {dtype} inputs is {found}")
+            return
         for path, layer in adapted_layers(model).items():
-            found = layer.adapter(normal((2, layer.in_features), seed=4).to(dtype), layer.affine()).dtype
+            base = layer.affine()
+            found = layer.adapter(normal((2, base.in_features), seed=4).to(dtype), base).dtype
             require(found == dtype, f"{path}: the output for {dtype} inputs is {found}")
 
     def test_meta_device(self) -> None:
@@ -222,6 +277,10 @@ class MethodContract:
         require(not wrong, f"{wrong[:3]} are not on their layer's device")
         found, expected = ({name: p.shape for name, p in checks.added(each).items()} for each in (model, real))
         require(found == expected, "parameters on the meta device have other names or shapes")
+
+    def _skip_what_does_not_fold(self) -> None:
+        if not self.method.folds:
+            pytest.skip("the method declares that it does not fold")
 
     def _injected(
         self,
