@@ -117,14 +117,18 @@ def _taken(holder: MethodInfo, info: MethodInfo) -> str:
 def _declared() -> Iterator[MethodInfo]:
     """What all distributions declare, in the order of the import path and, in one of its folders, of their names."""
     places: dict[str, int] = {}
-    found: dict[tuple[int, str], Distribution] = {}
+    found: list[tuple[int, str, Distribution]] = []
     for dist in metadata.distributions():
         place = places.setdefault(_place(dist), len(places))
         if GROUP in _read(dist):
-            found.setdefault((place, _normalised(_field(dist, "Name"))), dist)
-    for (_, name), dist in sorted(found.items(), key=lambda item: item[0]):
-        if not _is_shadowed(name, dist):
-            yield from _methods_of(name or "unknown", dist)
+            found.append((place, _normalised(_field(dist, "Name")), dist))
+    seen = set()
+    for place, name, dist in sorted(found, key=lambda item: item[:2]):
+        # A broken update may leave two versions of one distribution in one folder.
+        if name and ((place, name) in seen or _is_shadowed(name, dist)):
+            continue
+        seen.add((place, name))
+        yield from _methods_of(name or "unknown", dist)
 
 
 def _place(dist: Distribution) -> str:
@@ -162,7 +166,7 @@ def _is_shadowed(name: str, dist: Distribution) -> bool:
     """Whether Python itself would take another copy of a distribution, which comes first on the import path."""
     try:
         return _place(metadata.distribution(name)) != _place(dist)
-    except Exception:  # it has no name, or it cannot be found by it
+    except Exception:  # it cannot be found by its name
         return False
 
 
