@@ -26,6 +26,7 @@ RANK = {
     "injection": 5,
     "merging": 6,
     "store": 6,
+    "counting": 7,
     "deployment": 7,
     "methods": 3,
     "data": 8,
