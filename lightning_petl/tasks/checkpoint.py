@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_petl.errors import AdapterFileError, BackboneMismatch, ConfigError
 from lightning_petl.injection import trainable
@@ -55,8 +55,10 @@ def reduce(checkpoint: dict[str, Any], task: PETLTask) -> None:
 def record(task: PETLTask) -> dict[str, Any]:
     """What a checkpoint belongs to, in plain values."""
     frozen = fingerprint(tensor_digests(task.backbone, leave_out=kept_names(task)))
+    method = name_of(type(task.method))
     return {
-        "method.name": name_of(type(task.method)).name,
+        "method.name": method.name,
+        "method.distribution": method.distribution,
         "method.arguments": task.method.arguments,
         "backbone.name": task.backbone_name,
         "num_classes": task.num_classes,
@@ -86,8 +88,22 @@ def check(checkpoint: dict[str, Any], task: PETLTask) -> None:
         if theirs != mine:
             fix = "continue with the settings that it was made with"
             raise ConfigError(f"the checkpoint has {field} {theirs}, not {mine}", where=f"ckpt_path: {field}", fix=fix)
-    wrong = sorted(_expected(task) ^ set(checkpoint["state_dict"]))
+    _check_tensors(checkpoint.get("state_dict"), task)
+
+
+def _check_tensors(found: object, task: PETLTask) -> None:
+    """Compares names and shapes in both directions; Lightning itself would load what fits and leave the rest."""
+    if not isinstance(found, dict):
+        raise AdapterFileError("the checkpoint holds no tensors", where="ckpt_path: state_dict")
+    wrong = sorted(_expected(task) ^ set(found))
     if wrong:
         raise AdapterFileError(
             f"{len(wrong)} tensors are missing or unknown, {wrong[0]} first", where=f"ckpt_path: {wrong[0]}"
         )
+    state = task.state_dict()
+    for name, tensor in found.items():
+        shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+        if shape != tuple(state[name].shape):
+            raise AdapterFileError(
+                f"{name} is {shape}, this task needs {tuple(state[name].shape)}", where=f"ckpt_path: {name}"
+            )
