@@ -11,6 +11,7 @@ from lightning_petl import calls, probe
 from lightning_petl.adapter import Adapter, Method, ModuleAdapter, Target
 from lightning_petl.calls import Call
 from lightning_petl.errors import ConfigError, NotMergeable, PETLError, PluginError
+from lightning_petl.plugins import API
 from lightning_petl.targets import find_targets
 from lightning_petl.tensorfile import tensor_digest
 from lightning_petl.wrappers import adapted_layers, wrapper
@@ -60,6 +61,7 @@ def inject(model: nn.Module, method: Method, inputs: tuple[Tensor, ...] | None =
 
     Raises:
         PETLError: The model has adapters already.
+        PluginError: The method breaks the contract, or is written for another version of it.
         TargetNotFound: A pattern matches nothing, or the backbone has none of the method's sites.
         NotMergeable: A layer cannot take an adapter that folds. The model is left as it was.
     """
@@ -67,8 +69,10 @@ def inject(model: nn.Module, method: Method, inputs: tuple[Tensor, ...] | None =
         raise ConfigError(
             f"{method!r} is no instance of a Method", where="method", fix="pass one, such as RepAdapter()"
         )
-    if _RECORD in model.__dict__ or adapted_layers(model):
-        raise PETLError("this model has adapters already", fix="merge them first, or start from a plain backbone")
+    if method.petl_api != API:
+        name = type(method).__name__
+        raise PluginError(f"{name} is written for plugin API {method.petl_api!r}, and this lightning-petl has {API!r}")
+    refuse_adapted(model)
     targets, inputs = _targets(model, method, inputs)
     shared = method.shared(targets)
     adapters = {target.path: _build(method, target, shared) for target in targets}
@@ -83,6 +87,16 @@ def inject(model: nn.Module, method: Method, inputs: tuple[Tensor, ...] | None =
         eject(model)
         raise
     return model
+
+
+def refuse_adapted(model: nn.Module) -> None:
+    """Refuses a model that is no plain backbone.
+
+    Raises:
+        PETLError: It has adapters.
+    """
+    if _RECORD in model.__dict__ or adapted_layers(model):
+        raise PETLError("this model has adapters already", fix="merge them first, or start from a plain backbone")
 
 
 def _targets(

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from lightning_petl import tensorfile
 from lightning_petl.adapter import JSON, Adapter, Method
 from lightning_petl.errors import AdapterFileError, BackboneMismatch, ConfigError, PETLError
-from lightning_petl.injection import SHARED, eject, inject, injection_of, trainable
+from lightning_petl.injection import SHARED, eject, inject, injection_of, refuse_adapted, trainable
+from lightning_petl.layers import OutputLayer
 from lightning_petl.plugins import method_named, name_of
 from lightning_petl.tensorfile import Header, tensor_digest
 from lightning_petl.wrappers import adapted_layers
@@ -200,9 +201,9 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
         raise AdapterFileError(f"format {header['format']!r} is not {FORMAT!r}", where=f"{path}: format")
     extras = {name.removeprefix("extra."): tensor for name, tensor in tensors.items() if name.startswith("extra.")}
     method = build_method(header, str(path))
-    _check_extras(model, extras, str(path))
+    _check_extras(model, header, extras, str(path))
     _check_fingerprint(model, header, extras, str(path))
-    inject(model, method)
+    _inject(model, method, str(path))
     try:
         _load(
             model,
@@ -242,8 +243,31 @@ def build_method(header: Header, path: str) -> Method:
         ) from None
 
 
-def _check_extras(model: nn.Module, extras: Mapping[str, Tensor], path: str) -> None:
-    state = plain_state(model)
+def _inject(model: nn.Module, method: Method, path: str) -> None:
+    """Injects a file's method; whatever it raises, the file's arguments are to blame.
+
+    Raises:
+        AdapterFileError: The method cannot be put into this model.
+        PETLError: The model has adapters already.
+    """
+    refuse_adapted(model)
+    try:
+        inject(model, method)
+    except Exception as error:  # sizes come from the file, and a wrong one fails anywhere in torch
+        reason = str(error).partition("\n")[0]
+        raise AdapterFileError(
+            f"{method!r} cannot be put into this model: {reason}", where=f"{path}: method.arguments"
+        ) from error
+
+
+def _check_extras(model: nn.Module, header: Header, extras: Mapping[str, Tensor], path: str) -> None:
+    state, listed = plain_state(model), header.get("extra", list(extras))
+    if not isinstance(listed, list):
+        raise AdapterFileError(f"extra is {listed!r}, not a list of names", where=f"{path}: extra")
+    differ = sorted(set(map(str, listed)) ^ extras.keys())
+    if differ:
+        what = "holds unlisted" if differ[0] in extras else "lacks"
+        raise AdapterFileError(f"the file {what} tensor extra.{differ[0]}", where=f"{path}: extra.{differ[0]}")
     for name, tensor in extras.items():
         if name not in state:
             raise AdapterFileError(f"the backbone has no tensor {name}", where=f"{path}: extra.{name}")
@@ -324,20 +348,36 @@ def load_merged(model: nn.Module, path: str | os.PathLike[str]) -> Header:
     header, tensors = tensorfile.read(path)
     if header["format"] != MERGED_FORMAT:
         raise AdapterFileError(f"format {header['format']!r} is not {MERGED_FORMAT!r}", where=f"{path}: format")
-    created = [str(name) for name in cast(list[object], header.get("created", []))]
+    refuse_adapted(model)
     expected = plain_state(model)
-    wrong = sorted(expected.keys() ^ (tensors.keys() - set(created)))
+    created = _created(model, header.get("created"), tensors, str(path))
+    wrong = sorted(expected.keys() ^ (tensors.keys() - created.keys()))
     if wrong:
         raise AdapterFileError(f"its tensors are not this backbone's: {wrong[0]} first", where=f"{path}: {wrong[0]}")
     for name, tensor in expected.items():
         _check_like(name, tensors[name], tensor, str(path))
-    for name in created:
-        module, _, kind = name.rpartition(".")
-        owner = model.get_submodule(module)
-        owner.register_parameter(kind, nn.Parameter(torch.zeros_like(tensors[name], device=_device(owner))))
+    for name, layer in created.items():
+        layer.bias = nn.Parameter(torch.zeros_like(tensors[name], device=layer.weight.device))
     model.load_state_dict(tensors, strict=True)
     return header
 
 
-def _device(module: nn.Module) -> torch.device:
-    return next(module.parameters()).device
+def _created(model: nn.Module, listed: object, tensors: Mapping[str, Tensor], path: str) -> dict[str, OutputLayer]:
+    """The layers that get a bias which the plain backbone lacks, by the bias's name.
+
+    Raises:
+        AdapterFileError: The list names anything but the missing bias of a layer, or the file does not hold it.
+    """
+    if not isinstance(listed, list):
+        raise AdapterFileError(f"created is {listed!r}, not a list of names", where=f"{path}: created")
+    modules, found = dict(model.named_modules()), dict[str, OutputLayer]()
+    for name in map(str, listed):
+        owner, _, kind = name.rpartition(".")
+        layer = modules.get(owner)
+        if not isinstance(layer, OutputLayer) or kind != "bias" or layer.bias is not None:
+            raise AdapterFileError(f"{name} is no bias that a layer of this backbone lacks", where=f"{path}: {name}")
+        if name not in tensors:
+            raise AdapterFileError(f"the file lacks tensor {name}", where=f"{path}: {name}")
+        _check_like(name, tensors[name], layer.weight.new_empty(layer.weight.shape[0]), path)
+        found[name] = layer
+    return found
