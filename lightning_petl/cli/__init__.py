@@ -72,7 +72,7 @@ def _command(name: str) -> Callable[[list[str]], int]:
 
 def _one_line(error: BaseException) -> str:
     """The line of an error that says what is wrong."""
-    error = _cause(error)
+    error = cause(error)
     if isinstance(error, PETLError) and "\n" not in str(error):
         return str(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -84,13 +84,15 @@ def _one_line(error: BaseException) -> str:
     return f"{kind}{lines[0] if lines else type(error).__name__}{fix}"
 
 
-def _cause(error: BaseException) -> BaseException:
-    """The error of ours underneath one that a parser or a loader wrapped around it; else the error itself."""
+def cause(error: BaseException) -> BaseException:
+    """The error of ours underneath one that a parser or a loader wrapped around it; else what the parser wrapped."""
     found: BaseException | None = error
     while found is not None:
         if isinstance(found, PETLError):
             return found
         found = found.__cause__ or found.__context__
+    while error.__cause__ is not None and str(error).startswith("Does not validate against any of the Union"):
+        error = error.__cause__
     return error
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 from lightning_petl import tensorfile
+from lightning_petl.cli.arguments import Parser
 
 
 def run(arguments: list[str]) -> int:
     """Prints the header and the sizes of one file, once its digest is checked."""
-    parser = argparse.ArgumentParser("lightning-petl inspect", description=__doc__)
+    parser = Parser("lightning-petl inspect", description=__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments[1:])

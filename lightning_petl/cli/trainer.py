@@ -13,10 +13,11 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger
 
 from lightning_petl.callbacks import BestCheckpoint, PredictionWriter, Reparameterize, ResultsWriter
-from lightning_petl.callbacks.results import probe_folder
+from lightning_petl.cli import cause, preflight
+from lightning_petl.cli.config_files import ConfigFiles
 from lightning_petl.cli.messages import explain
 from lightning_petl.data import DigitsData, ImageFolderData, ImageListData
-from lightning_petl.errors import ConfigError
+from lightning_petl.errors import ConfigError, PETLError
 from lightning_petl.plugins import Methods, list_methods, load_method, unknown_method
 from lightning_petl.tasks import PETLTask
 
@@ -30,12 +31,17 @@ def run(arguments: list[str]) -> int:
     # A few loader workers on a small machine are right for small images; the advice would be printed in every run.
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*number of training batches.*smaller than the logging interval.*")
+    files = ConfigFiles(arguments)
     methods = list_methods()
     assert isinstance(methods, Methods)
     # In sys.argv, too: processes that a distributed strategy starts run this command again from there.
     before, sys.argv[1:] = sys.argv[1:], _resolve_method(arguments, methods)
     try:
         cli = _cli()
+    except Exception as error:
+        if not isinstance(found := cause(error), PETLError):
+            raise
+        raise files.located(found) from error
     finally:
         sys.argv[1:] = before
     return 143 if cli.trainer.received_sigterm else 0
@@ -79,7 +85,11 @@ def _resolve_method(arguments: list[str], methods: Methods) -> list[str]:
 
 
 class Parser(LightningArgumentParser):
-    """LightningCLI's parser, with errors of one line that name the nearest known names."""
+    """LightningCLI's parser, with whole option names only, and errors of one line that name the nearest known names."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # An abbreviation is how a typing error passes for another option.
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Turns the parser's message into one line.
@@ -100,16 +110,24 @@ class PETLCLI(LightningCLI):
         parser.set_defaults({"model": {"class_path": _TASK}, "data": {"class_path": _DATA}})
         parser.link_arguments("data.classes", "model.init_args.classes", apply_on="instantiate")
 
+    def _parse_ckpt_path(self) -> None:
+        """Leaves the settings as they were given; a checkpoint's own would replace them without a word."""
+
+    def before_instantiate_classes(self) -> None:
+        """Finds what can be found wrong before a data set is listed or a model is built."""
+        model, ckpt_path = self._get(self.config, "model"), self._get(self.config, "ckpt_path")
+        weights = model.get("init_args", {}).get("weights")
+        preflight.check(str(self.subcommand), vars(self._get(self.config, "trainer")), ckpt_path, weights)
+
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Gives the run its folder, and the callbacks that write into it."""
         config = self._get(self.config_init, "trainer")
-        root = Path(config["default_root_dir"] or "runs")
-        probe_folder(root)
+        root = preflight.run_folder(config)
         if config["logger"] in (None, True):
             config["logger"] = CSVLogger(str(root), name="", version=_free_version(root))
         config["default_root_dir"] = str(root)
         trainer = super().instantiate_trainer(**kwargs)
-        trainer.callbacks += [ResultsWriter(), PredictionWriter()]  # type: ignore[attr-defined]
+        trainer.callbacks += [ResultsWriter(), PredictionWriter(), preflight.MonitorCheck()]  # type: ignore[attr-defined]
         return trainer
 
 
