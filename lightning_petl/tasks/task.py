@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import pytorch_lightning as pl
 import torch
@@ -25,6 +25,7 @@ from lightning_petl.tasks import checkpoint as checkpoints
 from lightning_petl.tensorfile import Header, read_header
 
 BackboneMode = Literal["train", "eval", "bn_eval"]
+Schedule = Literal["epoch", "step"]
 
 
 def adamw(parameters: Any) -> torch.optim.Optimizer:
@@ -50,6 +51,10 @@ class PETLTask(pl.LightningModule, ABC):
         warmup_epochs: Epochs of linear warm-up in front of the cosine.
         warmup_lr: Learning rate at the start of the warm-up.
         min_lr: Learning rate at the end of the cosine.
+        schedule: Whether the learning rate changes with each epoch, as in RepAdapter's and Consolidator's recipes, or
+            with each step, as in ARC's.
+        decay_vectors: Whether weight decay acts on biases and other vectors too. timm's optimizers, and with them
+            Consolidator's recipe, leave these out.
         backbone_mode: Mode of the backbone's modules in training. ``bn_eval``: training mode, so that drop-path acts,
             but frozen BatchNorm uses its stored statistics. ``eval``: evaluation mode. ``train``: training mode, in
             which BatchNorm statistics drift, and are stored with the adapter.
@@ -70,12 +75,17 @@ class PETLTask(pl.LightningModule, ABC):
         warmup_epochs: int = 10,
         warmup_lr: float = 1e-6,
         min_lr: float = 1e-5,
+        schedule: Schedule = "epoch",
+        decay_vectors: bool = True,
         backbone_mode: BackboneMode = "bn_eval",
     ) -> None:
         super().__init__()
         self.backbone_name, self.backbone_args = backbone, dict(backbone_args or {})
         self.method, self.optimizer_of = method, optimizer
         self.warmup_epochs, self.warmup_lr, self.min_lr = warmup_epochs, warmup_lr, min_lr
+        if schedule not in get_args(Schedule):
+            raise ConfigError(f"schedule is {schedule!r}", where="model.schedule", fix="give epoch or step")
+        self.schedule, self.decay_vectors = schedule, decay_vectors
         self.backbone_mode = backbone_mode
         self.classes = None if classes is None else tuple(classes)
         self.num_classes = _count(self.classes, num_classes)
@@ -155,7 +165,7 @@ class PETLTask(pl.LightningModule, ABC):
     # -- optimizer and schedule ----------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimizer over what trains, with warm-up and cosine stepped once an epoch, as the seed papers do.
+        """The optimizer over what trains, with warm-up and cosine.
 
         Raises:
             ConfigError: Nothing trains, or ``trainer.max_epochs`` is not set.
@@ -167,17 +177,21 @@ class PETLTask(pl.LightningModule, ABC):
             raise ConfigError("weights serve testing and prediction, not training", where="model.weights", fix=fix)
         if not epochs or epochs < 1:
             raise ConfigError("the cosine needs a number of epochs", where="trainer.max_epochs", fix="set it above 0")
-        optimizer = self.optimizer_of(parameters)
-        warmup = min(self.warmup_epochs, epochs)
+        optimizer = self.optimizer_of(parameters if self.decay_vectors else _decay_of_matrices(parameters))
+        length = 1 if self.schedule == "epoch" else int(self.trainer.estimated_stepping_batches) // epochs
         scheduler = CosineLRScheduler(
-            optimizer, t_initial=epochs, lr_min=self.min_lr, warmup_t=warmup, warmup_lr_init=self.warmup_lr
+            optimizer,
+            t_initial=epochs * length,
+            lr_min=self.min_lr,
+            warmup_t=min(self.warmup_epochs, epochs) * length,
+            warmup_lr_init=self.warmup_lr,
         )
-        schedule = {"scheduler": scheduler, "interval": "epoch"}
+        schedule = {"scheduler": scheduler, "interval": self.schedule}
         return cast(OptimizerLRScheduler, {"optimizer": optimizer, "lr_scheduler": schedule})
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Sets the learning rate of the coming epoch; timm's schedules are functions of its number."""
-        scheduler.step(epoch=self.current_epoch + 1)
+        """Sets the learning rate of the coming epoch or step; timm's schedules are functions of its number."""
+        scheduler.step(epoch=self.global_step if self.schedule == "step" else self.current_epoch + 1)
 
     # -- modes and frozenness ------------------------------------------------------------------------------------------
 
@@ -217,6 +231,14 @@ class PETLTask(pl.LightningModule, ABC):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another backbone, method or head, or with other tensors than this task trains."""
         checkpoints.check(checkpoint, self)
+
+
+def _decay_of_matrices(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
+    """Two groups of parameters: matrices, and vectors, which have no weight decay."""
+    matrices = [parameter for parameter in parameters if parameter.dim() > 1]
+    vectors = [parameter for parameter in parameters if parameter.dim() <= 1]
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
 
 
 def _count(classes: tuple[str, ...] | None, num_classes: int | None) -> int:

@@ -1,0 +1,83 @@
+"""The learning rate over a fit, and what weight decay acts on, seen from a real trainer."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_petl import ConfigError, RepAdapter
+from lightning_petl.tasks import ClassificationTask
+
+SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
+STEPS = 3
+
+
+class Rates(pl.Callback):
+    """Notes the learning rate that each step is taken with."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def fit(folder: Path, **options: Any) -> tuple[list[float], ClassificationTask, pl.Trainer]:
+    torch.manual_seed(0)
+    task = ClassificationTask(
+        backbone="vit_tiny_patch16_224",
+        backbone_args=SMALL,
+        pretrained=False,
+        classes=("a", "b"),
+        method=RepAdapter(hidden_dim=2),
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1.0e-2, weight_decay=0.1),
+        **options,
+    )
+    data = DataLoader(TensorDataset(torch.randn(6, 3, 32, 32), torch.tensor([0, 1] * 3)), batch_size=2)
+    rates = Rates()
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
+    trainer = pl.Trainer(default_root_dir=folder, max_epochs=4, callbacks=[rates], enable_checkpointing=False, **quiet)
+    trainer.fit(task, data)
+    return rates.seen, task, trainer
+
+
+def cosine(place: float, length: float) -> float:
+    return 1e-4 + 0.5 * (1e-2 - 1e-4) * (1 + math.cos(math.pi * place / length))
+
+
+def test_by_epoch(tmp_path: Path) -> None:
+    seen, _, _ = fit(tmp_path, warmup_epochs=1, warmup_lr=1e-3, min_lr=1e-4)
+    expected = [rate for epoch in range(4) for rate in [1e-3 if epoch == 0 else cosine(epoch, 4)] * STEPS]
+    assert seen == pytest.approx(expected)
+
+
+def test_by_step(tmp_path: Path) -> None:
+    seen, _, _ = fit(tmp_path, warmup_epochs=1, warmup_lr=0.0, min_lr=1e-4, schedule="step")
+    warm = [1e-2 * step / STEPS for step in range(STEPS)]
+    assert seen == pytest.approx(warm + [cosine(step, 4 * STEPS) for step in range(STEPS, 4 * STEPS)])
+
+
+def test_weight_decay_leaves_vectors_out(tmp_path: Path) -> None:
+    _, task, trainer = fit(tmp_path, decay_vectors=False)
+    matrices, vectors = trainer.optimizers[0].param_groups
+    assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.1, 0.0)
+    assert all(parameter.dim() > 1 for parameter in matrices["params"])
+    assert all(parameter.dim() == 1 for parameter in vectors["params"])
+    trained = [parameter for parameter in task.parameters() if parameter.requires_grad]
+    assert len(matrices["params"]) + len(vectors["params"]) == len(trained)
+
+
+def test_weight_decay_acts_on_all_by_default(tmp_path: Path) -> None:
+    _, _, trainer = fit(tmp_path)
+    assert [group["weight_decay"] for group in trainer.optimizers[0].param_groups] == [0.1]
+
+
+def test_an_unknown_schedule_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model\.schedule"):
+        fit(tmp_path, schedule="batch")
