@@ -155,7 +155,6 @@ def test_a_class_that_cannot_be_used_is_not_reached_by_its_path(broken: Environm
         assert "cannot be used" in refused(path, "method.name")
 
 
-@pytest.mark.xfail(strict=True, reason="inject does not compare petl_api, so an import path passes the check by")
 def test_a_method_of_another_contract_is_not_injected(broken: Environment) -> None:
     list_methods()
     with pytest.raises(PluginError, match="plugin API '2'"):
