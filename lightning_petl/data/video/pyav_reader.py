@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -117,20 +118,34 @@ class PyAVReader(VideoReader):
     def _decoded(self, key: int | None = None) -> Iterator[VideoFrame]:
         """Frames from where the file is: the beginning, or a key frame, known by its timestamp.
 
-        Damage counts in frames that nobody asked for, too: those behind build on them. Behind a key frame it may also
-        mean that decoding cannot start there. That ends the frames, and the beginning decides.
+        Damage counts in frames that nobody asked for, too: those behind build on them.
+
+        Not every key frame is a clean start: one may be shown later, or be the first of several that refresh the
+        picture part by part. Then there are no frames, and the beginning must do. Frames that come before the key frame
+        build on what was not decoded, and are left out.
         """
-        assert self._file is not None
-        for frame in self._file.decode(self._stream):
-            if frame.is_corrupt and key is None:
+        clean = False
+        for frame in self._every():
+            if key is not None:
+                if frame.pts is None or frame.pts < key:
+                    continue
+                clean = clean or frame.pts == key
+                if frame.is_corrupt or not clean:
+                    return
+            elif frame.is_corrupt:
                 raise DataError(
                     "the stream is damaged: a frame can be decoded in part only",
                     where=self.path,
                     fix="replace the file or remove it from the data",
                 )
-            if frame.is_corrupt and key is not None and frame.pts is not None and frame.pts >= key:
-                return
             yield frame
+
+    def _every(self) -> Iterator[VideoFrame]:
+        assert self._file is not None
+        packets: Any = self._file.demux(self._stream)
+        with closing(packets):  # a generator of PyAV that is only dropped in the middle never frees its packet
+            for packet in packets:
+                yield from packet.decode()
 
     def _read(self, indices: list[int]) -> NDArray[np.uint8]:
         if not self._times:

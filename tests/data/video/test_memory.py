@@ -1,0 +1,56 @@
+"""Native handles are released: opening thousands of files takes no more memory than opening some."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+OPENS, WARM = 2000, 300
+
+MEASURE = f"""
+import ctypes, gc, os, sys
+from lightning_petl.data.video import Decoding
+from lightning_petl.errors import DataError
+reader, timeout, *paths = sys.argv[1:]
+decoding = Decoding((reader,), float(timeout) or None)
+
+def resident(pid):
+    with open(f"/proc/{{pid}}/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+def pids():
+    if not decoding.timeout_s:
+        return [os.getpid()]
+    from lightning_petl.data.video.watched import _Process
+    return [os.getpid(), _Process._mine._child.pid]
+
+for number in range({OPENS}):
+    try:
+        with decoding.open(paths[number % len(paths)]) as video:
+            video.frames([len(video) // 2, 0])
+    except DataError:
+        pass
+    if number in ({WARM}, {OPENS} - 1):
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # what is in use, without the holes between
+        print(sum(map(resident, pids())), len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task")))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("timeout", [0, 60], ids=["here", "watched"])
+@pytest.mark.parametrize("reader", ["decord_reader:DecordReader", "pyav_reader:PyAVReader"])
+def test_memory_is_flat_over_thousands_of_files(videos: Path, tmp_path: Path, reader: str, timeout: int) -> None:
+    (tmp_path / "broken.mp4").write_bytes((videos / "long.mp4").read_bytes()[:-100])
+    names = ("short.mp4", "open.mp4", "vp9.webm", "b_frames.avi", "odd.mp4", "one.mp4")
+    paths = [str(videos / name) for name in names] + [str(tmp_path / "broken.mp4")]
+    place = f"lightning_petl.data.video.{reader}"
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, place, str(timeout), *paths], check=True, capture_output=True, text=True
+    )
+    (before, *handles_before), (after, *handles_after) = (map(int, line.split()) for line in done.stdout.splitlines())
+    assert after < 1.05 * before, (before, after)
+    assert handles_after == handles_before
