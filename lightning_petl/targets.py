@@ -216,7 +216,7 @@ def _described(path: str, site: str, layers: Sequence[OutputLayer], width: int, 
 
 def _module_target(path: str, module: nn.Module, shapes: Shapes) -> Target:
     if path not in shapes:
-        reason = "the model's forward never calls it with a tensor, or the model could not be run"
+        reason = "the model's forward never calls it with features on the last axis, or the model could not be run"
         raise NotMergeable(reason, where=path, fix="adapt other modules, or pass inputs=")
     first = next(module.parameters(), torch.empty(()))
     width, out = shapes[path]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from torch import Tensor, nn
 
@@ -125,6 +125,18 @@ class AdaptedModule(Adapted):
         else:  # callers may name it, as in transformers' CLIP
             x = kwargs.pop(_first_parameter(type(self.base)))
         return self.adapter(x, cast(Affine, lambda changed: self.base(changed, *args, **kwargs)))
+
+    def __bool__(self) -> bool:
+        return True
+
+    def _looped(self, *_: object) -> NoReturn:
+        raise NotMergeable(
+            "it is taken apart rather than called, so its adapter would be skipped",
+            where=self.path,
+            fix="call the model's plain forward, without gradient checkpointing or masks, or adapt each block",
+        )
+
+    __iter__ = __len__ = __getitem__ = _looped
 
 
 def _first_parameter(kind: type[nn.Module]) -> str:
