@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lightning_petl.adapter import Adapter, Method, ModuleAdapter, Target
+    from lightning_petl.adapter import Adapter, LowRank, Method, ModuleAdapter, Target
     from lightning_petl.affine import Affine
     from lightning_petl.errors import (
         AdapterFileError,
@@ -23,14 +23,17 @@ if TYPE_CHECKING:
     from lightning_petl.merging import Certificate, merge
     from lightning_petl.methods.arc import ARC
     from lightning_petl.methods.baselines import FullFineTuning, LinearProbe
+    from lightning_petl.methods.bitfit import BitFit
     from lightning_petl.methods.consolidator import Consolidator
+    from lightning_petl.methods.lora import LoRA
     from lightning_petl.methods.repadapter import RepAdapter
+    from lightning_petl.methods.ssf import SSF
     from lightning_petl.plugins import MethodInfo, list_methods
     from lightning_petl.store import load_adapter, save_adapter
     from lightning_petl.wrappers import Adapted, adapted_layers
 
 _ROOMS = {
-    "adapter": ("Adapter", "Method", "ModuleAdapter", "Target"),
+    "adapter": ("Adapter", "LowRank", "Method", "ModuleAdapter", "Target"),
     "affine": ("Affine",),
     "errors": (
         "AdapterFileError",
@@ -46,8 +49,11 @@ _ROOMS = {
     "merging": ("Certificate", "merge"),
     "methods.arc": ("ARC",),
     "methods.baselines": ("FullFineTuning", "LinearProbe"),
+    "methods.bitfit": ("BitFit",),
     "methods.consolidator": ("Consolidator",),
+    "methods.lora": ("LoRA",),
     "methods.repadapter": ("RepAdapter",),
+    "methods.ssf": ("SSF",),
     "plugins": ("MethodInfo", "list_methods"),
     "store": ("load_adapter", "save_adapter"),
     "wrappers": ("Adapted", "adapted_layers"),
@@ -56,17 +62,21 @@ _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 
 __all__ = [
     "ARC",
+    "SSF",
     "Adapted",
     "Adapter",
     "AdapterFileError",
     "Affine",
     "BackboneMismatch",
+    "BitFit",
     "Certificate",
     "ConfigError",
     "Consolidator",
     "DataError",
     "FullFineTuning",
     "LinearProbe",
+    "LoRA",
+    "LowRank",
     "Method",
     "MethodInfo",
     "ModuleAdapter",

@@ -50,6 +50,25 @@ class Target:
     layers: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """What an adapter adds to an affine layer, where that is of low rank: ``x`` gives ``scale · (up (down x) + bias)``.
+
+    It is what adapters are exchanged as with other packages, which know a LoRA and no method of ours.
+
+    Attributes:
+        down: ``(rank, in)``.
+        up: ``(out, rank)``.
+        bias: ``(out,)``, or None.
+        scale: Factor of all three; 1 for a method that has none of its own to keep.
+    """
+
+    down: Tensor
+    up: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+
+
 class Adapter(nn.Module, ABC):
     """What a method adds to one frozen affine layer.
 
@@ -77,6 +96,14 @@ class Adapter(nn.Module, ABC):
     def consolidated(self) -> Adapter:
         """A smaller and exactly equal adapter for storage; the adapter itself unless a method has one."""
         return self
+
+    def low_rank(self, base: Affine) -> LowRank | None:
+        """``merged(base)`` without ``base``, in factors; None where a method has no such form.
+
+        Args:
+            base: The frozen layer; of several layers that share the adapter, their outputs one after the other.
+        """
+        return None
 
 
 class ModuleAdapter(Adapter):

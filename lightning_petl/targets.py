@@ -98,7 +98,12 @@ def _at_patterns(modules: dict[str, nn.Module], patterns: Iterable[str]) -> dict
                 where="targets",
                 fix=f"near misses: {near}; patterns match in full",
             )
-        chosen.update(dict.fromkeys(matched, _Choice("custom")))
+        # An Identity holds the place of a layer that this model lacks, such as a ViT's q_norm.
+        present = [path for path in matched if not isinstance(modules[path], nn.Identity)]
+        if not present:
+            reason = f"pattern {pattern!r} matches places without a layer alone: {', '.join(matched[:3])}"
+            raise TargetNotFound(reason, where="targets", fix="leave it out for this backbone")
+        chosen.update(dict.fromkeys(present, _Choice("custom")))
     return chosen
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from lightning_petl.adapter import JSON, Adapter, Method, Separate, Target
+from lightning_petl.adapter import JSON, Adapter, LowRank, Method, Separate, Target
 from lightning_petl.affine import Affine
 from lightning_petl.errors import ConfigError
 
@@ -66,10 +66,19 @@ class ARCLayer(Adapter):
 
     def merged(self, base: Affine) -> Affine:
         """``W + (W U) diag(c) Uᵀ`` and ``b + W β``: factored, so nothing of size d x d is multiplied."""
-        # A cast of this module does not reach U, so U is widened here, before c scales it.
-        own = torch.promote_types(self.projection.dtype, self.rescale.dtype)
-        up = self.projection.to(torch.promote_types(base.weight.dtype, own))
+        up = self._wide(base)
         return base + base.linear.after(Affine(up, self.bias)).after(Affine((up * self.rescale).T))
+
+    def low_rank(self, base: Affine) -> LowRank:
+        """``(W U) (diag(c) Uᵀ)`` of rank ``r``, and the bias ``W β``."""
+        up = self._wide(base)
+        moved = base.linear.after(Affine(up, self.bias))
+        return LowRank((up * self.rescale).T, moved.weight, moved.bias)
+
+    def _wide(self, base: Affine) -> Tensor:
+        """``U`` in the widest dtype at hand: a cast of this module does not reach it, and ``c`` scales it."""
+        own = torch.promote_types(self.projection.dtype, self.rescale.dtype)
+        return self.projection.to(torch.promote_types(base.weight.dtype, own))
 
 
 class ARC(Method):

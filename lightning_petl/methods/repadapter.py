@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from lightning_petl.adapter import JSON, Adapter, Method, Separate, Target
+from lightning_petl.adapter import JSON, Adapter, LowRank, Method, Separate, Target
 from lightning_petl.affine import Affine
 from lightning_petl.errors import ConfigError, NotMergeable
 
@@ -73,6 +73,11 @@ class RepAdapterLayer(Adapter):
         """``W + s (W B) A`` and ``b + s W (B a + b_up)``: factored, so nothing of size d x d is multiplied."""
         down = Affine(self.down.weight, self.down.bias)
         return base + base.linear.after(self._up()).after(down)
+
+    def low_rank(self, base: Affine) -> LowRank:
+        """``s (W B) A`` of rank ``h``, and the bias ``s W (B a + b_up)``."""
+        moved = base.linear.after(self._up())
+        return LowRank(self.down.weight, moved.weight, moved(self.down.bias.to(moved.weight.dtype)))
 
 
 class RepAdapter(Method):

@@ -175,7 +175,8 @@ def _tensors(affine: Affine) -> dict[str, Tensor]:
 
 def consolidated_is_exact(path: str, layer: Adapted, small: Adapter) -> None:
     """Compares both paths of a consolidated adapter with the definition, in float64."""
-    base, x = layer.affine(), normal((3, layer.in_features), seed=3)
+    base = layer.affine()
+    x = normal((3, base.in_features), seed=3)
     expected = layer.adapter.merged(base)(x)
     for name, found in (("merged map", small.merged(base)(x)), ("forward", small(x, base))):
         error = difference(found, expected)

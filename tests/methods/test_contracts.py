@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_petl import ARC, Consolidator, FullFineTuning, LinearProbe, RepAdapter
+from lightning_petl import ARC, SSF, BitFit, Consolidator, FullFineTuning, LinearProbe, LoRA, RepAdapter
 from lightning_petl.testing import MethodContract
 
 
@@ -41,6 +41,27 @@ class TestConsolidatorWithoutBias(MethodContract):
 class TestConsolidatorNorms(MethodContract):
     method = Consolidator(train_norms_and_biases=True)
     identity_at_init = False
+
+
+class TestLoRA(MethodContract):
+    method = LoRA()
+
+
+class TestLoRAParts(MethodContract):
+    method = LoRA(rank=4, alpha=2.0, parts=("q", "v"), bias=True)
+
+
+class TestLoRABothSites(MethodContract):
+    method = LoRA(rank=2, alpha=16, dropout=0.1, sites=("attn", "mlp"), bias=True)
+
+
+class TestSSF(MethodContract):
+    method = SSF()
+    identity_at_init = False  # scales start normal around 1, shifts around 0
+
+
+class TestBitFit(MethodContract):
+    method = BitFit()
 
 
 class TestLinearProbe(MethodContract):
