@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PLUGINS := $(patsubst %/pyproject.toml,./%,$(wildcard plugins/*/pyproject.toml))
 
-.PHONY: quickstart test test-all lint docs bench clean
+.PHONY: quickstart test test-all plugins lint docs bench clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'lightning-petl needs Python 3.11 or newer: make PYTHON=python3.11 ...')"
@@ -20,6 +21,11 @@ test: $(VENV)/installed  ## the default tests, on two processes
 
 test-all: $(VENV)/installed  ## the slow tests too
 	$(BIN)/python -m pytest -n 2 -m "slow or not slow"
+
+plugins: $(VENV)/installed  ## the plugins of this repository, installed by pip in a folder that only their tests see
+	rm -rf $(VENV)/plugins $(PLUGINS:%=%/build)
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target $(VENV)/plugins $(PLUGINS)
+	PYTHONPATH=$(abspath $(VENV))/plugins OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 plugins/*/tests
 
 lint: $(VENV)/installed  ## style and types
 	$(BIN)/ruff check .
