@@ -156,8 +156,9 @@ class SegmentSampling(TemporalSampling):
     """One frame of each of equal segments, which cover the video (Temporal Segment Networks, arXiv 1608.00859).
 
     Training takes a random frame of each segment, test the one in its centre; of several views, view ``v`` of ``k`` the
-    one at ``(v + 1/2) / k`` of the segment. Segments are equal in frames, or with ``by_time`` in seconds. A video of
-    fewer frames than segments gives all of its frames in order, then what ``short`` says.
+    one at ``(v + 1/2) / k`` of the segment. Segments are whole frames, equally many but for one; or with ``by_time``
+    equal in seconds, and then a frame on show at a border may stand for both sides. A video of fewer frames than
+    segments gives all of its frames in order, then what ``short`` says.
 
     Args:
         frames: Segments, and frames of a clip.
@@ -178,13 +179,13 @@ class SegmentSampling(TemporalSampling):
         count = len(timestamps)
         if count < self.frames:
             return self._folded(np.arange(self.frames, dtype=np.int64), count)
-        places = np.arange(self.frames) + shares
+        segments = np.arange(self.frames + 1)
         if not self.by_time:
-            # Multiplied first: the centre of a segment is then exact. Below 1, a share may still round up to 1.
-            return np.minimum((places * count / self.frames).astype(np.int64), count - 1)
-        moments = timestamps[0] + places * _duration(timestamps) / self.frames + _MICROSECOND
-        on_show: NDArray[np.int64] = np.searchsorted(timestamps, moments, side="right").astype(np.int64) - 1
-        return on_show
+            edges = segments * count // self.frames
+            return edges[:-1] + (np.diff(edges) * shares).astype(np.int64)
+        moments = (segments[:-1] + shares) * _duration(timestamps) / self.frames + _MICROSECOND
+        on_show: NDArray[np.int64] = np.searchsorted(timestamps, timestamps[0] + moments, side="right").astype(np.int64)
+        return on_show - 1
 
 
 def nearest(timestamps: NDArray[np.float64], moments: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -84,7 +84,7 @@ def write(
             file.mux(packet)
 
 
-IRREGULAR = np.cumsum([0, *(random.Random(0).choice([20, 40, 40, 100, 400]) for _ in range(59))]).tolist()
+IRREGULAR = np.cumsum([0, *random.Random(0).choices([20, 40, 40, 100, 400], k=59)]).tolist()
 """When the frames of the files of variable rate are shown, milliseconds."""
 
 GOOD: dict[str, tuple[int, Callable[[Path], None]]] = {
