@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "lightning_petl"
 # Lower rooms know nothing of higher ones; a new room is entered here.
 RANK = {
     "errors": 0,
+    "activations": 1,
     "affine": 1,
     "adapter": 2,
     "layers": 2,
@@ -24,9 +25,11 @@ RANK = {
     "wrappers": 3,
     "calls": 4,
     "injection": 5,
+    "peft_format": 4,
     "merging": 6,
     "store": 6,
     "counting": 7,
+    "exchange": 7,
     "deployment": 7,
     "methods": 3,
     "data": 8,
@@ -40,7 +43,7 @@ RANK = {
 }
 # Sideways and upward edges that are meant: the digits module reads the demo's pure arrays.
 ALLOWED = {("data.digits", "demo.digits"), ("demo.pretrain", "demo.digits")}
-METHODS_MAY = {"adapter", "affine", "errors", "methods"}
+METHODS_MAY = {"activations", "adapter", "affine", "errors", "methods"}
 
 
 def edges() -> list[tuple[str, str]]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lightning_petl.adapter import JSON, Adapter, Method, Target
+from lightning_petl.activations import origin, product_dtype
+from lightning_petl.adapter import JSON, Adapter, Method, Separate, Target
 from lightning_petl.affine import Affine
 from lightning_petl.errors import ConfigError, NotMergeable
 
@@ -24,7 +24,7 @@ BLOCK_LAYERS = (
     # Below a numbered block: timm's names, with q, k and v fused or not, the MLPs of torchvision and OpenCLIP, and what
     # transformers calls them. An attention pool, a mixer's mlp_tokens, Swin's reduction and cpb_mlp are not among them.
     r"(?:.*[._])?\d+\.(?:.*\.)?(?:attn\.(?:qkv|q|k|v|kv|q_proj|k_proj|v_proj|proj)"
-    r"|(?:mlp|mlp_channels|ffn)\.(?:fc1|fc1_g|fc1_x|fc2|w1|w2|w3|0|3|c_fc|c_proj)"
+    r"|(?:mlp|mlp_channels|ffn)\.(?:fc1|fc1_g|fc1_x|fc2|w12|w1|w2|w3|up_proj|gate_proj|down_proj|0|3|c_fc|c_proj)"
     r"|attention\.attention\.(?:query|key|value)|(?:intermediate|output)\.dense)"
 )
 """Full match on the fully connected layers of every block."""
@@ -98,8 +98,10 @@ class Pattern(nn.Module):
             x = x.reshape(tokens, groups, columns).mT.reshape(tokens, self.in_features)
         most = max(1, min(self.in_features, self.out_features) // _NARROWEST)
         wide = max(count for count in range(1, min(groups, most) + 1) if groups % count == 0)
-        products = grad.reshape(tokens, wide, -1).permute(1, 2, 0) @ x.reshape(tokens, wide, -1).transpose(0, 1)
-        blocks = products.view(wide, groups // wide, -1, groups // wide, columns).diagonal(dim1=1, dim2=3)
+        ys, xs = (each.reshape(tokens, wide, each.shape[1] // wide).transpose(0, 1) for each in (grad, x))
+        # The narrower side first, which is faster.
+        products = ys.mT @ xs if ys.shape[2] <= xs.shape[2] else (xs.mT @ ys).mT
+        blocks = products.reshape(wide, groups // wide, -1, groups // wide, columns).diagonal(dim1=1, dim2=3)
         return blocks.permute(0, 3, 1, 2).reshape(self.out_features, columns)
 
 
@@ -146,39 +148,6 @@ def _joined(pieces: list[Tensor], parts: _Parts, shape: tuple[int, ...]) -> Tens
     return out
 
 
-def _origin(x: Tensor) -> tuple[Callable[..., Tensor], tuple[Tensor | None, ...]]:
-    """How to make ``x`` again from what autograd keeps of it anyway; ``x`` itself where that is not known.
-
-    Behind a LayerNorm or a GELU, keeping their results as well would take half as much memory again as the frozen
-    backbone takes.
-    """
-    node: Any = None if torch.compiler.is_compiling() or x._version else x.grad_fn
-    hooks = None if node is None else torch._C._autograd._top_saved_tensors_default_hooks(False)
-    if hooks is not None and hooks[0].__module__.startswith("torch."):
-        node = None  # under torch's own checkpointing and offloading, what is kept is not at hand
-    if type(node).__name__ == "GeluBackward0":
-        return partial(F.gelu, approximate=node._saved_approximate), (node._saved_self.detach(),)
-    if type(node).__name__ == "NativeLayerNormBackward0":
-        kept = [getattr(node, f"_saved_{name}") for name in ("input", "result1", "result2", "weight", "bias")]
-        return _normalised, tuple(None if tensor is None else tensor.detach() for tensor in kept)
-    return Tensor.detach, (x.detach(),)
-
-
-def _normalised(x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """LayerNorm's output from its input and the statistics that it kept."""
-    out = (x.to(torch.promote_types(x.dtype, torch.float32)) - mean) * rstd
-    out = out if weight is None else out * weight
-    return out if bias is None else out + bias
-
-
-def _dtype_of_products(x: Tensor) -> torch.dtype:
-    """What F.linear would compute in: autocast's dtype where that is on, the dtype of ``x`` elsewhere."""
-    device = x.device.type
-    if x.dtype != torch.float64 and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return x.dtype
-
-
 class _Merged(torch.autograd.Function):
     """``x (W + ΔW)ᵀ + b`` for each part of a batch, merged anew in forward and in backward.
 
@@ -190,29 +159,32 @@ class _Merged(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, base: Tensor, shifts: Tensor | None, pattern: Pattern, parts: _Parts, *weights: Tensor
     ) -> Tensor:
-        ctx.pattern, ctx.parts, ctx.shape, ctx.x_dtype = pattern, parts, x.shape, x.dtype
-        ctx.dtype = _dtype_of_products(x)
-        ctx.remake, kept = _origin(x) if ctx.needs_input_grad[1] or any(ctx.needs_input_grad[5:]) else (None, ())
-        ctx.save_for_backward(base, *weights, *kept)
-        outs, x = [], x.to(ctx.dtype)
-        for k, part in enumerate(parts):
-            weight = pattern.add(base, pattern.sum(weights, part.factors), ctx.dtype)
-            outs.append(F.linear(part.of(x), weight, None if shifts is None else shifts[k].to(ctx.dtype)))
+        learns = ctx.needs_input_grad[1] or any(ctx.needs_input_grad[5:])
+        ctx.remake, kept = origin(x) if learns else (None, ())
+        ctx.pattern, ctx.parts, ctx.like = pattern, parts, (x.shape, x.dtype, product_dtype(x))
+        changes = [pattern.sum(weights, part.factors) for part in parts]
+        ctx.save_for_backward(base, *changes, *kept)
+        outs, x = [], x.to(product_dtype(x))
+        for k, (part, change) in enumerate(zip(parts, changes, strict=True)):
+            bias = None if shifts is None else shifts[k].to(x.dtype)
+            outs.append(F.linear(part.of(x), pattern.add(base, change, x.dtype), bias))
         return _joined(outs, parts, (*x.shape[:-1], pattern.out_features))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        pattern, (base, *saved) = cast(Pattern, ctx.pattern), ctx.saved_tensors
-        weights, kept = saved[: len(pattern.groups)], saved[len(pattern.groups) :]
-        x = None if ctx.remake is None else ctx.remake(*kept).to(ctx.dtype)
-        of_x, of_shifts, of_weights = [], [], [torch.zeros_like(weight) for weight in weights]
+        pattern, parts, (shape, x_dtype, dtype) = cast(Pattern, ctx.pattern), cast(_Parts, ctx.parts), ctx.like
+        base, *saved = ctx.saved_tensors
+        changes, kept = saved[: len(parts)], saved[len(parts) :]
+        x = None if ctx.remake is None else ctx.remake(*kept).to(dtype)
+        of_weights = [changes[0].new_zeros(pattern.out_features, pattern.in_features // g) for g in pattern.groups]
         of_base = torch.zeros_like(base) if ctx.needs_input_grad[1] else None
-        for part in ctx.parts:
+        of_x, of_shifts = [], []
+        for part, change in zip(parts, changes, strict=True):
             rows = part.of(grad)
-            of_shifts.append(rows.sum(0, dtype=weights[0].dtype))
+            of_shifts.append(rows.sum(0, dtype=change.dtype))
             if ctx.needs_input_grad[0]:
-                of_x.append(rows @ pattern.add(base, pattern.sum(weights, part.factors), ctx.dtype))
+                of_x.append(rows @ pattern.add(base, change, dtype))
             if x is None:
                 continue
             for k, factor in enumerate(part.factors):
@@ -220,8 +192,8 @@ class _Merged(torch.autograd.Function):
                     of_weights[k].add_(pattern.gradient(rows, part.of(x), pattern.groups[k]), alpha=factor)
             if of_base is not None:
                 of_base.add_(rows.mT @ part.of(x))
-        of_whole_x = _joined(of_x, ctx.parts, ctx.shape).to(ctx.x_dtype) if of_x else None
-        return of_whole_x, of_base, torch.stack(of_shifts) if ctx.needs_input_grad[2] else None, None, None, *of_weights
+        whole = _joined(of_x, parts, shape).to(x_dtype) if of_x else None
+        return whole, of_base, torch.stack(of_shifts) if ctx.needs_input_grad[2] else None, None, None, *of_weights
 
 
 class Branch(nn.Module):
@@ -348,7 +320,7 @@ class Consolidator(Method):
     """
 
     variants: ClassVar[Mapping[str, Mapping[str, JSON]]] = {"Consolidator g=384": {"groups": [384]}}
-    separate: ClassVar[Literal["refuse", "share", "each"]] = "each"
+    separate: ClassVar[Separate] = "each"
 
     def __init__(
         self,
