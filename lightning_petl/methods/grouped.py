@@ -1,0 +1,183 @@
+"""Grouped connections beside a frozen layer: which of its weights they reach, and a step at nearly its own cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self, cast
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from lightning_petl.activations import origin, product_dtype
+
+_NARROWEST = 16  # a matrix product of fewer channels costs as much as one of these; measured
+
+
+class Pattern(nn.Module):
+    """Which entries of a layer's weight its branches reach; a function of widths, group counts and shuffle alone.
+
+    Branch ``k`` cuts the input channels, shuffled or not, into ``g`` groups, and the outputs too; output group ``j``
+    reads input group ``j`` only. The shuffle moves channel ``a·(in/g) + c`` to position ``c·g + a``.
+
+    Attributes:
+        index: Flat positions in ``(out, in)`` that any branch reaches, ascending: ``(entries,)``.
+    """
+
+    index: Tensor
+
+    def __init__(
+        self, in_features: int, out_features: int, groups: tuple[int, ...], shuffle: bool, device: torch.device
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.groups, self.shuffle = groups, shuffle
+        self._lay_out(device)
+
+    def _lay_out(self, device: torch.device) -> None:
+        # Always counted on the CPU: on the meta device, sizes that depend on values do not exist.
+        branches = [self._entries(groups).flatten() for groups in self.groups]
+        index, places = torch.unique(torch.cat(branches), return_inverse=True)
+        self.register_buffer("index", index.to(device), persistent=False)
+        for k, place in enumerate(places.split([len(branch) for branch in branches])):
+            self.register_buffer(f"place_{k}", place.to(device), persistent=False)
+
+    def _entries(self, groups: int) -> Tensor:
+        """Flat position in the dense weight of each entry of a branch's weight, ``(out, in/g)``."""
+        channel = torch.arange(self.in_features, device="cpu").view(groups, 1, -1)
+        if self.shuffle:
+            channel = channel % groups * (self.in_features // groups) + channel // groups
+        row = torch.arange(self.out_features, device="cpu").view(groups, -1, 1)
+        return (row * self.in_features + channel).flatten(0, 1)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._lay_out(self.index.device)  # to_empty() leaves buffers without their values
+        return self
+
+    def sum(self, weights: Sequence[Tensor], factors: Sequence[float]) -> Tensor:
+        """The branches' weights, each ``(out, in/g)``, times their factors, added up into ``(entries,)``."""
+        total = weights[0].new_zeros(self.index.shape)
+        for k, (weight, factor) in enumerate(zip(weights, factors, strict=True)):
+            total = total.index_add(0, self.get_buffer(f"place_{k}"), weight.flatten(), alpha=factor)
+        return total
+
+    def add(self, weight: Tensor, values: Tensor, dtype: torch.dtype) -> Tensor:
+        """A copy of ``weight (out, in)`` with ``values (entries,)`` added, rounded to ``dtype`` once."""
+        reached = weight.reshape(-1)[self.index].to(torch.promote_types(weight.dtype, values.dtype)) + values
+        flat = weight.reshape(-1).to(dtype, copy=True)
+        return flat.index_copy_(0, self.index, reached.to(dtype)).view(weight.shape)
+
+    def gradient(self, grad: Tensor, x: Tensor, groups: int) -> Tensor:
+        """Gradient of one branch's weight, ``(out, in/g)``, from ``grad (tokens, out)`` and ``x (tokens, in)``.
+
+        A group is too narrow for a fast matrix product. Several are taken together, and the blocks between different
+        groups thrown away: a few per cent of the dense gradient's cost, and nothing of its size.
+        """
+        tokens, columns = len(x), self.in_features // groups
+        if self.shuffle:
+            x = x.reshape(tokens, groups, columns).mT.reshape(tokens, self.in_features)
+        most = max(1, min(self.in_features, self.out_features) // _NARROWEST)
+        wide = max(count for count in range(1, min(groups, most) + 1) if groups % count == 0)
+        ys, xs = (each.reshape(tokens, wide, each.shape[1] // wide).transpose(0, 1) for each in (grad, x))
+        # The narrower side first, which is faster.
+        products = ys.mT @ xs if ys.shape[2] <= xs.shape[2] else (xs.mT @ ys).mT
+        blocks = products.reshape(wide, groups // wide, -1, groups // wide, columns).diagonal(dim1=1, dim2=3)
+        return blocks.permute(0, 3, 1, 2).reshape(self.out_features, columns)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Samples of a batch (all, where None) that keep the same branches, and the factor of each branch for them."""
+
+    samples: Tensor | None
+    factors: tuple[float, ...]
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """Tokens of these samples: ``(batch, ..., features)`` to ``(tokens, features)``."""
+        return (tensor if self.samples is None else tensor[self.samples]).flatten(0, -2)
+
+
+Parts = tuple[Part, ...]
+
+
+def draw_parts(samples: int, branches: int, drop: float, device: torch.device) -> Parts:
+    """Draws which branches each sample keeps; samples that keep the same ones share one merged weight."""
+    if not drop or not samples:
+        return (Part(None, (1.0,) * branches),)
+    # On the CPU: Python has to know who goes together, and waiting for another device would cost more.
+    kept = (torch.rand(samples, branches, device="cpu") >= drop).tolist()
+    alike: dict[tuple[bool, ...], list[int]] = {}
+    for sample, keeps in enumerate(kept):
+        alike.setdefault(tuple(keeps), []).append(sample)
+    return tuple(
+        Part(
+            None if len(members) == samples else torch.tensor(members, device="cpu").to(device),
+            tuple(keep / (1 - drop) for keep in keeps),
+        )
+        for keeps, members in alike.items()
+    )
+
+
+def _joined(pieces: list[Tensor], parts: Parts, shape: tuple[int, ...]) -> Tensor:
+    """Tokens of all parts, each ``(tokens, features)``, back in the order of their batch."""
+    if parts[0].samples is None:
+        return pieces[0].view(shape)
+    out = pieces[0].new_empty(shape)
+    for piece, part in zip(pieces, parts, strict=True):
+        samples = cast(Tensor, part.samples)
+        out[samples] = piece.view(len(samples), *shape[1:])
+    return out
+
+
+class Merged(torch.autograd.Function):
+    """``x (W + ΔW)ᵀ + b`` for each part of a batch, merged anew in forward and in backward.
+
+    Neither the merged weight nor its dense gradient is kept, nor ``x`` where it can be made again. ``shifts`` are the
+    biases of the parts, ``(parts, out)``; ``weights`` are those of the branches.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, base: Tensor, shifts: Tensor | None, pattern: Pattern, parts: Parts, *weights: Tensor
+    ) -> Tensor:
+        """Output, ``(batch, ..., out)``, of ``x (batch, ..., in)``."""
+        learns = ctx.needs_input_grad[1] or any(ctx.needs_input_grad[5:])
+        ctx.remake, kept = origin(x) if learns else (None, ())
+        ctx.pattern, ctx.parts, ctx.like = pattern, parts, (x.shape, x.dtype, product_dtype(x))
+        changes = [pattern.sum(weights, part.factors) for part in parts]
+        ctx.save_for_backward(base, *changes, *kept)
+        outs, x = [], x.to(product_dtype(x))
+        for k, (part, change) in enumerate(zip(parts, changes, strict=True)):
+            bias = None if shifts is None else shifts[k].to(x.dtype)
+            outs.append(F.linear(part.of(x), pattern.add(base, change, x.dtype), bias))
+        return _joined(outs, parts, (*x.shape[:-1], pattern.out_features))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the arguments of `forward`."""
+        pattern, parts, (shape, x_dtype, dtype) = cast(Pattern, ctx.pattern), cast(Parts, ctx.parts), ctx.like
+        base, *saved = ctx.saved_tensors
+        changes, kept = saved[: len(parts)], saved[len(parts) :]
+        x = None if ctx.remake is None else ctx.remake(*kept).to(dtype)
+        of_weights = [changes[0].new_zeros(pattern.out_features, pattern.in_features // g) for g in pattern.groups]
+        of_base = torch.zeros_like(base) if ctx.needs_input_grad[1] else None
+        of_x, of_shifts = [], []
+        for part, change in zip(parts, changes, strict=True):
+            rows = part.of(grad)
+            of_shifts.append(rows.sum(0, dtype=change.dtype))
+            if ctx.needs_input_grad[0]:
+                of_x.append(rows @ pattern.add(base, change, dtype))
+            if x is None:
+                continue
+            inputs = part.of(x)
+            for of_weight, groups, factor in zip(of_weights, pattern.groups, part.factors, strict=True):
+                if factor:
+                    of_weight.add_(pattern.gradient(rows, inputs, groups), alpha=factor)
+            if of_base is not None:
+                of_base.add_(rows.mT @ inputs)
+        whole = _joined(of_x, parts, shape).to(x_dtype) if of_x else None
+        return whole, of_base, torch.stack(of_shifts) if ctx.needs_input_grad[2] else None, None, None, *of_weights
