@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PLUGINS := $(patsubst %/pyproject.toml,./%,$(wildcard plugins/*/pyproject.toml))
 
-.PHONY: quickstart test test-all plugins lint docs bench clean
+.PHONY: quickstart compare test test-all plugins lint docs bench clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'lightning-petl needs Python 3.11 or newer: make PYTHON=python3.11 ...')"
@@ -15,6 +15,9 @@ $(VENV)/installed: pyproject.toml
 
 quickstart: $(VENV)/installed  ## adapt, fold and test on real data; prints one table
 	$(BIN)/python -m lightning_petl.demo.quickstart
+
+compare: $(VENV)/installed  ## the same table with every built-in method; takes some minutes
+	$(BIN)/python -m lightning_petl.demo.quickstart --all --out runs/compare
 
 test: $(VENV)/installed  ## the default tests, on two processes
 	$(BIN)/python -m pytest -n 2
@@ -36,7 +39,7 @@ docs: $(VENV)/installed  ## the documentation as a site
 	$(BIN)/mkdocs build --strict
 
 bench: $(VENV)/installed  ## speed, as ratios measured in one run
-	$(BIN)/python benchmarks/repadapter_step.py
+	for each in benchmarks/*.py; do echo "$$each"; $(BIN)/python $$each || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist site *.egg-info

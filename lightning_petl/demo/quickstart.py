@@ -25,9 +25,19 @@ from lightning_petl.store import load_adapter, load_merged
 
 # Each method with the learning rate and the epochs that were best for it on the validation digits.
 METHODS = {
-    "LinearProbe": ["--model.optimizer.lr", "0.1", "--trainer.max_epochs", "60"],
-    "RepAdapter": ["--model.optimizer.lr", "0.02", "--trainer.max_epochs", "30"],
+    method: ["--model.optimizer.lr", rate, "--trainer.max_epochs", epochs]
+    for method, (rate, epochs) in {
+        "LinearProbe": ("0.1", "60"),
+        "BitFit": ("0.03", "30"),
+        "SSF": ("0.02", "30"),
+        "LoRA": ("0.02", "30"),
+        "RepAdapter": ("0.02", "30"),
+        "ARC": ("0.02", "30"),
+        "Consolidator": ("0.03", "30"),
+        "FullFineTuning": ("0.001", "30"),
+    }.items()
 }
+QUICK = ("LinearProbe", "RepAdapter")
 WEIGHTS = "lightning_petl:demo/vit_digits.safetensors"
 
 
@@ -53,9 +63,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=Path, default=Path("configs/quickstart.yaml"))
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"))
+    parser.add_argument("--all", action="store_true", help="fit every built-in method, not two")
     options = parser.parse_args()
     out = _free(options.out)
-    folders = {method: out / method for method in METHODS}
+    folders = {method: out / method for method in (METHODS if options.all else QUICK)}
     for method, folder in folders.items():
         _fit_and_test(method, options.config, folder)
     images = torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
