@@ -80,7 +80,7 @@ class Environment:
         info = place / f"{distribution.replace('-', '_')}-1.0.dist-info"
         info.mkdir()
         if metadata is not None:
-            (info / "METADATA").write_text(metadata.format(distribution))
+            (info / "METADATA").write_text(metadata.format(distribution), errors="surrogateescape")
         if not isinstance(methods, str):
             lines = (f"{name} = {value}\n" for name, value in methods.items())
             methods = "[lightning_petl.methods]\n" + "".join(lines)
@@ -180,6 +180,8 @@ def broken(environment: Environment) -> Environment:
     # Its name is free, but configuration files name methods by their class.
     environment.install("petl-double", {"Double": "petl_double:RepAdapter"}, {"petl_double": method("RepAdapter")})
     environment.install("petl-bare", {"Bare": "petl_bare:Bare"}, {"petl_bare": method("Bare")}, metadata=None)
+    latin = "Metadata-Version: 2.1\nName: petl-latin\nAuthor: Jos\udce9\n"
+    environment.install("petl-latin", {"Latin": "petl_latin:Latin"}, {"petl_latin": method("Latin")}, metadata=latin)
     environment.install("petl-blank", {"Blank": "petl_blank:Blank"}, {"petl_blank": method("Blank")}, metadata="\n")
     return environment
 
