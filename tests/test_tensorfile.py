@@ -87,7 +87,16 @@ def test_a_header_is_what_json_makes_of_it(key: object, path: Path) -> None:
     assert all(isinstance(name, str) for name in header["task"])
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), torch.float32, {1, 2}, {"a": [object()]}], ids=str)
+NOT_JSON = {
+    "nan": float("nan"),
+    "inf": float("inf"),
+    "dtype": torch.float32,
+    "set": {1, 2},
+    "object": {"a": [object()]},
+}
+
+
+@pytest.mark.parametrize("value", NOT_JSON.values(), ids=NOT_JSON)
 def test_a_header_value_that_is_no_json_is_named(value: object, path: Path) -> None:
     with pytest.raises(AdapterFileError, match=r"the header's task is no JSON value \[.*some\.safetensors: task\]"):
         tensorfile.write(path, {"format": "test", "task": value}, {})
