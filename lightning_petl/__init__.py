@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         PluginError,
         TargetNotFound,
     )
+    from lightning_petl.exchange import export_peft, import_peft
     from lightning_petl.injection import inject, trainable
     from lightning_petl.merging import Certificate, merge
     from lightning_petl.methods.arc import ARC
@@ -45,6 +46,7 @@ _ROOMS = {
         "PluginError",
         "TargetNotFound",
     ),
+    "exchange": ("export_peft", "import_peft"),
     "injection": ("inject", "trainable"),
     "merging": ("Certificate", "merge"),
     "methods.arc": ("ARC",),
@@ -87,6 +89,8 @@ __all__ = [
     "Target",
     "TargetNotFound",
     "adapted_layers",
+    "export_peft",
+    "import_peft",
     "inject",
     "list_methods",
     "load_adapter",

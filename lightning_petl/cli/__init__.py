@@ -14,6 +14,8 @@ COMMANDS = {
     "inspect": "says what an adapter or merged file holds",
     "merge": "folds an adapter file into its backbone, offline",
     "verify": "checks files and their certificate again",
+    "export": "writes an adapter file as PEFT's",
+    "import": "makes an adapter file of PEFT's",
 }
 TRAINER_COMMANDS = {
     "fit": "trains a method, folds it and writes its files",
@@ -57,7 +59,8 @@ def run(arguments: list[str]) -> int:
 
 def _command(name: str) -> Callable[[list[str]], int]:
     if name in COMMANDS:
-        function: Callable[[list[str]], int] = import_module(f"lightning_petl.cli.{name}").run
+        module = "import_" if name == "import" else name
+        function: Callable[[list[str]], int] = import_module(f"lightning_petl.cli.{module}").run
         return function
     if name in TRAINER_COMMANDS or name.startswith("-"):
         trainer: Callable[[list[str]], int] = import_module("lightning_petl.cli.trainer").run
