@@ -52,5 +52,6 @@ def test_memory_is_flat_over_thousands_of_files(videos: Path, tmp_path: Path, re
         [sys.executable, "-c", MEASURE, place, str(timeout), *paths], check=True, capture_output=True, text=True
     )
     (before, *handles_before), (after, *handles_after) = (map(int, line.split()) for line in done.stdout.splitlines())
-    assert after < 1.05 * before, (before, after)
+    # PyAV in this process is flat to a thousandth; decord's threads move by two hundredths either way.
+    assert after < before * (1.01 if "pyav" in reader and not timeout else 1.05), (before, after)
     assert handles_after == handles_before
