@@ -28,7 +28,7 @@ def origin(x: Tensor) -> tuple[Callable[..., Tensor], tuple[Tensor | None, ...]]
     unknown = torch.compiler.is_compiling() or x.is_inference() or x._version
     node: Any = None if unknown else x.grad_fn
     hooks = None if node is None else torch._C._autograd._top_saved_tensors_default_hooks(False)
-    if hooks is not None and hooks[0].__module__.startswith("torch."):
+    if hooks is not None and getattr(hooks[0], "__module__", "").startswith("torch."):
         node = None  # under torch's own checkpointing and offloading, what is kept is not at hand
     if type(node).__name__ == "GeluBackward0":
         return partial(F.gelu, approximate=node._saved_approximate), (node._saved_self.detach(),)

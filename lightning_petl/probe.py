@@ -24,12 +24,14 @@ def forward(model: nn.Module, inputs: Inputs, training: bool = False) -> object:
     With inputs on the meta device, parameters and buffers are stood in for by meta tensors: shapes and control flow are
     real, values and costs are not. With real inputs, only the buffers are stood in for, by copies.
     """
-    if inputs[0].is_meta:
-        stand_ins = {name: tensor.detach().to("meta") for name, tensor in _tensors(model)}
-    else:
-        stand_ins = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    on_meta, stand_ins, made = inputs[0].is_meta, {}, dict[Tensor, Tensor]()
+    for name, tensor in _tensors(model):
+        if on_meta or not isinstance(tensor, nn.Parameter):
+            made.setdefault(tensor, tensor.detach().to("meta") if on_meta else tensor.detach().clone())
+            stand_ins[name] = made[tensor]  # tied tensors stay tied
     with _mode(model, training), torch.random.fork_rng(devices=[]), torch.no_grad():
-        return functional_call(model, stand_ins, inputs)
+        # functional_call's own search for tied tensors would not put back those of a module in two places.
+        return functional_call(model, stand_ins, inputs, tie_weights=False)
 
 
 def usable_inputs(model: nn.Module, given: Inputs | None = None) -> Inputs | None:
@@ -100,8 +102,11 @@ def _frames(model: nn.Module) -> Iterator[int]:
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters()
-    yield from model.named_buffers()
+    """Parameters and buffers, each under one name a module that holds it; a module in two places counts once."""
+    for path, module in model.named_modules():
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                yield f"{path}.{name}" if path else name, tensor
 
 
 @contextmanager

@@ -338,3 +338,11 @@ def test_a_vit_on_the_meta_device_is_injected_and_ejected() -> None:
         model = vit()
     inject(model, RepAdapter())
     assert all(parameter.is_meta for parameter in model.parameters())
+
+
+def test_a_module_in_two_places_keeps_its_values() -> None:
+    model = vit()
+    model.blocks[1].norm1 = model.blocks[0].norm1
+    x = torch.randn(2, 3, 32, 32)
+    before = model.eval()(x)
+    assert torch.equal(inject(model, RepAdapter()).eval()(x), before)

@@ -141,3 +141,29 @@ def test_given_inputs_are_used_and_their_error_is_shown() -> None:
     assert all(tensor.is_meta for tensor in found)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         probe.usable_inputs(Unguessable(), (torch.ones(3, 5), torch.ones(3, 5)))
+
+
+class Tied(nn.Module):
+    """One norm in two places, one weight under two modules, one buffer too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.second.weight = self.first.weight
+        self.norm1 = self.norm2 = nn.BatchNorm1d(8)
+        self.register_buffer("one", torch.ones(8))
+        self.register_buffer("other", self.one)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm2(self.second(self.norm1(self.first(x)))) * self.one + self.other
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+def test_a_run_leaves_tied_modules_and_tensors_as_they_are(device: str) -> None:
+    model = Tied()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    same = {name: id(tensor) for name, tensor in model.state_dict(keep_vars=True).items()}
+    for training in (False, True):
+        probe.forward(model, (torch.zeros(4, 8, device=device),), training)
+    assert {name: id(tensor) for name, tensor in model.state_dict(keep_vars=True).items()} == same
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

@@ -21,9 +21,10 @@ INIT = 1e-3
 BLOCK_LAYERS = (
     # Below a numbered block: timm's names, with q, k and v fused or not, the MLPs of torchvision and OpenCLIP, and what
     # transformers calls them. An attention pool, a mixer's mlp_tokens, Swin's reduction and cpb_mlp are not among them.
-    r"(?:.*[._])?\d+\.(?:.*\.)?(?:attn\.(?:qkv|q|k|v|kv|q_proj|k_proj|v_proj|proj)"
+    r"(?:.*[._])?\d+\.(?:.*\.)?(?:(?:attn|self_attn|attention(?:\.attention)?)\."
+    r"(?:qkv|q|k|v|kv|q_proj|k_proj|v_proj|query|key|value|proj|o_proj|out_proj)"
     r"|(?:mlp|mlp_channels|ffn)\.(?:fc1|fc1_g|fc1_x|fc2|w12|w1|w2|w3|up_proj|gate_proj|down_proj|0|3|c_fc|c_proj)"
-    r"|attention\.attention\.(?:query|key|value)|(?:intermediate|output)\.dense)"
+    r"|(?:intermediate|output)\.dense)"
 )
 """Full match on the fully connected layers of every block."""
 
@@ -132,7 +133,7 @@ class Consolidated(Adapter):
 def _plus(base: Affine, pattern: Pattern, values: Tensor, bias: Tensor | None) -> Affine:
     dtype = torch.promote_types(base.weight.dtype, values.dtype)
     added = base.bias if bias is None else bias if base.bias is None else base.bias + bias
-    return Affine(pattern.add(base.weight, values, dtype), added)
+    return Affine(pattern.written(base.weight, pattern.reached(base.weight, values, dtype)), added)
 
 
 class Consolidator(Method):

@@ -41,7 +41,8 @@ class Pattern(nn.Module):
         branches = [self._entries(groups).flatten() for groups in self.groups]
         index, places = torch.unique(torch.cat(branches), return_inverse=True)
         self.register_buffer("index", index.to(device), persistent=False)
-        for k, place in enumerate(places.split([len(branch) for branch in branches])):
+        self._in_order = len(branches) == 1 and bool((branches[0] == index).all())
+        for k, place in enumerate(() if self._in_order else places.split([len(branch) for branch in branches])):
             self.register_buffer(f"place_{k}", place.to(device), persistent=False)
 
     def _entries(self, groups: int) -> Tensor:
@@ -59,16 +60,22 @@ class Pattern(nn.Module):
 
     def sum(self, weights: Sequence[Tensor], factors: Sequence[float]) -> Tensor:
         """The branches' weights, each ``(out, in/g)``, times their factors, added up into ``(entries,)``."""
+        if self._in_order:
+            return weights[0].flatten() * factors[0]
         total = weights[0].new_zeros(self.index.shape)
         for k, (weight, factor) in enumerate(zip(weights, factors, strict=True)):
             total = total.index_add(0, self.get_buffer(f"place_{k}"), weight.flatten(), alpha=factor)
         return total
 
-    def add(self, weight: Tensor, values: Tensor, dtype: torch.dtype) -> Tensor:
-        """A copy of ``weight (out, in)`` with ``values (entries,)`` added, rounded to ``dtype`` once."""
-        reached = weight.reshape(-1)[self.index].to(torch.promote_types(weight.dtype, values.dtype)) + values
-        flat = weight.reshape(-1).to(dtype, copy=True)
-        return flat.index_copy_(0, self.index, reached.to(dtype)).view(weight.shape)
+    def reached(self, weight: Tensor, values: Tensor, dtype: torch.dtype) -> Tensor:
+        """The entries of ``weight (out, in)`` with ``values (entries,)`` added, rounded to ``dtype`` once."""
+        exact = torch.promote_types(weight.dtype, values.dtype)
+        return (weight.reshape(-1)[self.index].to(exact) + values).to(dtype)
+
+    def written(self, weight: Tensor, reached: Tensor) -> Tensor:
+        """A copy of ``weight (out, in)``, in the dtype of ``reached (entries,)``, with these in their places."""
+        flat = weight.reshape(-1).to(reached.dtype, copy=True)
+        return flat.index_copy_(0, self.index, reached).view(weight.shape)
 
     def gradient(self, grad: Tensor, x: Tensor, groups: int) -> Tensor:
         """Gradient of one branch's weight, ``(out, in/g)``, from ``grad (tokens, out)`` and ``x (tokens, in)``.
@@ -124,7 +131,9 @@ def draw_parts(samples: int, branches: int, drop: float, device: torch.device) -
 def _joined(pieces: list[Tensor], parts: Parts, shape: tuple[int, ...]) -> Tensor:
     """Tokens of all parts, each ``(tokens, features)``, back in the order of their batch."""
     if parts[0].samples is None:
-        return pieces[0].view(shape)
+        # A view that a Function returns may not be changed in place, as an activation may want; nothing else sees this.
+        whole: Tensor = torch.ops.aten._unsafe_view(pieces[0], shape)
+        return whole
     out = pieces[0].new_empty(shape)
     for piece, part in zip(pieces, parts, strict=True):
         samples = cast(Tensor, part.samples)
@@ -146,38 +155,40 @@ class Merged(torch.autograd.Function):
         """Output, ``(batch, ..., out)``, of ``x (batch, ..., in)``."""
         learns = ctx.needs_input_grad[1] or any(ctx.needs_input_grad[5:])
         ctx.remake, kept = origin(x) if learns else (None, ())
-        ctx.pattern, ctx.parts, ctx.like = pattern, parts, (x.shape, x.dtype, product_dtype(x))
-        changes = [pattern.sum(weights, part.factors) for part in parts]
-        ctx.save_for_backward(base, *changes, *kept)
-        outs, x = [], x.to(product_dtype(x))
-        for k, (part, change) in enumerate(zip(parts, changes, strict=True)):
+        ctx.pattern, ctx.parts, ctx.like = pattern, parts, (x.shape, x.dtype)
+        ctx.weight_dtype, x = weights[0].dtype, x.to(product_dtype(x))
+        entries = [pattern.reached(base, pattern.sum(weights, part.factors), x.dtype) for part in parts]
+        ctx.save_for_backward(base, *entries, *kept)
+        outs = []
+        for k, (part, reached) in enumerate(zip(parts, entries, strict=True)):
             bias = None if shifts is None else shifts[k].to(x.dtype)
-            outs.append(F.linear(part.of(x), pattern.add(base, change, x.dtype), bias))
+            outs.append(F.linear(part.of(x), pattern.written(base, reached), bias))
         return _joined(outs, parts, (*x.shape[:-1], pattern.out_features))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the arguments of `forward`."""
-        pattern, parts, (shape, x_dtype, dtype) = cast(Pattern, ctx.pattern), cast(Parts, ctx.parts), ctx.like
+        pattern, parts, (shape, dtype) = cast(Pattern, ctx.pattern), cast(Parts, ctx.parts), ctx.like
         base, *saved = ctx.saved_tensors
-        changes, kept = saved[: len(parts)], saved[len(parts) :]
-        x = None if ctx.remake is None else ctx.remake(*kept).to(dtype)
-        of_weights = [changes[0].new_zeros(pattern.out_features, pattern.in_features // g) for g in pattern.groups]
+        entries, kept = saved[: len(parts)], saved[len(parts) :]
+        x = None if ctx.remake is None else ctx.remake(*kept).to(entries[0].dtype)
+        shapes = [(pattern.out_features, pattern.in_features // groups) for groups in pattern.groups]
+        of_weights = [base.new_zeros(each, dtype=ctx.weight_dtype) for each in shapes]
         of_base = torch.zeros_like(base) if ctx.needs_input_grad[1] else None
         of_x, of_shifts = [], []
-        for part, change in zip(parts, changes, strict=True):
+        for part, reached in zip(parts, entries, strict=True):
             rows = part.of(grad)
-            of_shifts.append(rows.sum(0, dtype=change.dtype))
+            of_shifts.append(rows.sum(0, dtype=ctx.weight_dtype))
             if ctx.needs_input_grad[0]:
-                of_x.append(rows @ pattern.add(base, change, dtype))
+                of_x.append(rows @ pattern.written(base, reached))
             if x is None:
                 continue
             inputs = part.of(x)
-            for of_weight, groups, factor in zip(of_weights, pattern.groups, part.factors, strict=True):
+            for k, factor in enumerate(part.factors):
                 if factor:
-                    of_weight.add_(pattern.gradient(rows, inputs, groups), alpha=factor)
+                    of_weights[k].add_(pattern.gradient(rows, inputs, pattern.groups[k]), alpha=factor)
             if of_base is not None:
                 of_base.add_(rows.mT @ inputs)
-        whole = _joined(of_x, parts, shape).to(x_dtype) if of_x else None
+        whole = _joined(of_x, parts, shape).to(dtype) if of_x else None
         return whole, of_base, torch.stack(of_shifts) if ctx.needs_input_grad[2] else None, None, None, *of_weights

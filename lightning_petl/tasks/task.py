@@ -119,6 +119,8 @@ class PETLTask(pl.LightningModule, ABC):
             {"name": name_of(type(self.method)).name, "arguments": self.method.arguments},
         )
         for field, wanted in mine.items():
+            if header["format"] == MERGED_FORMAT:
+                break  # a plain backbone, whatever method it was merged from
             if not isinstance(found, dict) or found.get(field) != wanted:
                 shown = found.get(field) if isinstance(found, dict) else None
                 fix = f"set model.method to the file's: {shown}"

@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 import torchvision
+import transformers
 from consolidator_layers import CPU, affine, layer, tokens
 from golden_files import GOLDEN, close, golden
 from safetensors.torch import load_file
@@ -340,3 +341,18 @@ def test_groups_that_do_not_divide_a_width_are_refused(
 def test_variants_are_settings_of_the_method() -> None:
     for arguments in Consolidator.variants.values():
         assert Consolidator(**arguments).groups == (384,)
+
+
+def test_every_layer_of_transformers_blocks_is_adapted() -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    config = transformers.ViTConfig(**sizes, image_size=32, patch_size=8, num_labels=5)
+    model = inject(transformers.ViTForImageClassification(config), Consolidator())
+    names = {path.removeprefix("vit.layers.0.") for path in adapted_layers(model)}
+    assert names == {f"attention.{part}_proj" for part in "qkvo"} | {"mlp.fc1", "mlp.fc2"}
+
+
+def test_an_activation_in_place_may_follow() -> None:
+    layers = nn.Sequential(nn.Linear(16, 16), nn.ReLU(inplace=True), nn.Linear(16, 16))
+    model = inject(layers, Consolidator(groups=(8,), targets=("0",)), inputs=(torch.randn(2, 3, 16),)).train()
+    model(torch.randn(2, 3, 16)).sum().backward()
+    assert all(parameter.grad is not None for parameter in trainable(model).values())
