@@ -111,10 +111,10 @@ def _pairs(layer: Adapted, method: Method) -> Iterator[tuple[str, _Pair]]:
     base = layer.affine().to(torch.float64)
     with torch.no_grad():
         change, merged = adapter.low_rank(base), adapter.merged(base)
-    if change is None:
-        raise _cannot_hold(method, "it has no low-rank form", layer.path)
-    if not _error(_with(base, change), merged) <= EXACT:
-        raise PluginError(f"low_rank of {type(adapter).__name__} is not what its merged map adds", where=layer.path)
+        if change is None:
+            raise _cannot_hold(method, "it has no low-rank form", layer.path)
+        if not _error(_with(base, change), merged) <= EXACT:
+            raise PluginError(f"low_rank of {type(adapter).__name__} is not what its merged map adds", where=layer.path)
     start = 0
     for path, plain in layer.layers().items():
         stop = start + len(plain.weight)
