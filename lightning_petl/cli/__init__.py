@@ -51,6 +51,12 @@ def run(arguments: list[str]) -> int:
         if isinstance(exit_.code, str):
             return _fail(exit_.code, 1)
         return exit_.code or 0
+    except BrokenPipeError as error:
+        if arguments[0] not in COMMANDS:
+            return _fail(_one_line(error), 1)
+        # Who reads the output, such as `head`, has seen enough; what is left would be an error again at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except BaseException as error:
         if os.environ.get("LIGHTNING_PETL_DEBUG") == "1":
             raise

@@ -323,6 +323,13 @@ def test_a_process_ends_with_the_line_and_no_traceback(tmp_path: Path) -> None:
     assert done.stderr.splitlines()[-1].startswith(PREFIX)
 
 
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    command = f"{sys.executable} -m lightning_petl methods --json | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[-1] in ("0", "141")  # 0 where all was written before head ended
+
+
 def test_the_top_level_help_imports_neither_torch_nor_lightning() -> None:
     code = """
 import sys

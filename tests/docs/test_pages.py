@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 import re
 import subprocess
 import sys
@@ -119,6 +120,19 @@ def test_the_drawn_arrows_are_imports() -> None:
                 inside = (node.module or "").split(".")[1:2]
                 real |= {(here, there) for there in inside or [alias.name for alias in node.names]}
     assert drawn <= real
+
+
+def test_the_counts_of_the_readme_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["methods", "--count", "vit_base_patch16_224", "--json"]) == 0
+    counts = {row["name"]: row["without_head"] for row in json.loads(capsys.readouterr().out)}
+    rows = re.findall(r"^\| (`.*?) \| ([\d,; ]+) \|", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
+    told = {
+        name: int(number.replace(",", ""))
+        for names, numbers in rows
+        for name, number in zip(re.findall(r"`(\w+)`", names), numbers.split(";"), strict=True)
+    }
+    assert len(told) == 8
+    assert told.items() <= counts.items()
 
 
 def test_files_that_pages_name_are_there() -> None:
