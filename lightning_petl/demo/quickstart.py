@@ -65,6 +65,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--all", action="store_true", help="fit every built-in method, not two")
     options = parser.parse_args()
+    # Matrices of this size gain nothing from a second thread, and wait for it where another program holds the core.
+    torch.set_num_threads(1)
     out = _free(options.out)
     folders = {method: out / method for method in (METHODS if options.all else QUICK)}
     for method, folder in folders.items():
