@@ -79,7 +79,8 @@ class ConsolidatorLayer(Adapter):
         total: Tensor | None = None
         for bias, factor in zip(biases, (1.0, 1.0, *factors), strict=True):
             if bias is not None:
-                total = bias * factor if total is None else torch.add(total, bias, alpha=factor)
+                scaled = bias if factor == 1 else bias * factor
+                total = scaled if total is None else total + scaled
         return total
 
     def forward(self, x: Tensor, base: Affine) -> Tensor:
@@ -92,9 +93,8 @@ class ConsolidatorLayer(Adapter):
             return self.forward(x.unsqueeze(0), base).squeeze(0)
         drop = self.drop_path if self.training else 0.0
         parts = draw_parts(x.shape[0], len(self.branches), drop, x.device)
-        biases = [bias for part in parts if (bias := self._bias(part.factors, base.bias)) is not None]
-        shifts = torch.stack(biases) if biases else None
-        out: Tensor = Merged.apply(x, base.weight, shifts, self.pattern, parts, *self._weights())
+        biases = [self._bias(part.factors, base.bias) for part in parts]
+        out: Tensor = Merged.apply(x, base.weight, self.pattern, parts, *biases, *self._weights())
         return out
 
     def merged(self, base: Affine) -> Affine:
@@ -107,8 +107,7 @@ class ConsolidatorLayer(Adapter):
 
     def consolidated(self) -> Consolidated:
         """All branches added up, on the entries that any of them reaches; equal, and never larger."""
-        with torch.no_grad():
-            return Consolidated(copy.deepcopy(self.pattern), *self._summed())
+        return Consolidated(copy.deepcopy(self.pattern), *self._summed())
 
 
 class Consolidated(Adapter):
@@ -122,8 +121,9 @@ class Consolidated(Adapter):
     def __init__(self, pattern: Pattern, values: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.pattern = pattern
-        self.values = nn.Parameter(values)
-        self.bias = None if bias is None else nn.Parameter(bias)
+        # Copies: the sum over a single branch is that branch's own tensor.
+        self.values = nn.Parameter(values.detach().clone())
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
 
     def merged(self, base: Affine) -> Affine:
         """``W`` plus the sparse matrix, ``b`` plus the bias."""

@@ -119,6 +119,18 @@ def test_sizes_of_the_consolidated_form(
     assert small.consolidated() is small
 
 
+@pytest.mark.parametrize("groups", [(4,), (4, 2)], ids=str)
+def test_consolidated_form_shares_no_memory(groups: tuple[int, ...]) -> None:
+    adapter = layer(16, 16, groups)
+    before, small = adapter.merged(affine(16, 16)).weight.clone(), adapter.consolidated()
+    with torch.no_grad():
+        for tensor in small.state_dict().values():
+            tensor.zero_()
+    small.to(torch.float32)
+    assert torch.equal(adapter.merged(affine(16, 16)).weight, before)
+    assert all(parameter.abs().max() > 0 for parameter in adapter.parameters())
+
+
 def test_without_any_bias_none_is_stored() -> None:
     small = layer(16, 16, (4, 2), bias=False).consolidated()
     assert list(small.state_dict()) == ["values"]
