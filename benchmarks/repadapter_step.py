@@ -22,11 +22,12 @@ from lightning_petl.methods.repadapter import RepAdapterLayer
 
 
 def conv1d_forward(self: RepAdapterLayer, x: Tensor, base: Affine) -> Tensor:
-    """The same map as two 1-d convolutions over ``(batch, channels, tokens)``, as the reference computes it."""
-    hidden = F.conv1d(x.transpose(1, 2), self.down.weight.unsqueeze(-1), self.down.bias)
+    """The same map in the reference's operations: 1-d convolutions and the sum over ``(batch, channels, tokens)``."""
+    channels_first = x.transpose(1, 2)
+    hidden = F.conv1d(channels_first, self.down.weight.unsqueeze(-1), self.down.bias)
     hidden = F.dropout(hidden, self.dropout, self.training)
-    up = F.conv1d(hidden, self.up.weight.unsqueeze(-1), self.up.bias, groups=self.up.groups)
-    return base(x + self.scale * up.transpose(1, 2))
+    branch = F.conv1d(hidden, self.up.weight.unsqueeze(-1), self.up.bias, groups=self.up.groups)
+    return base((self.scale * branch + channels_first).transpose(1, 2).contiguous())
 
 
 class Conv1dLayer(RepAdapterLayer):
@@ -43,6 +44,7 @@ def build(name: str, variant: str) -> nn.Module:
         inject(model, RepAdapter())
         for layer in adapted_layers(model).values():
             layer.adapter.__class__ = Conv1dLayer if variant == "conv1d" else RepAdapterLayer
+            nn.init.normal_(layer.adapter.up.weight, std=0.1)  # zero at the start, where any two would agree
     model.get_classifier().requires_grad_(True)
     return model.train()
 
@@ -59,6 +61,15 @@ def step(model: nn.Module, images: Tensor, clock: Callable[[], float] = time.per
     return seconds
 
 
+def check(models: dict[str, nn.Module], images: Tensor) -> None:
+    """All formulations compute one thing, or their times could not be compared."""
+    with torch.no_grad():
+        expected = models["conv1d"].eval()(images)
+        torch.testing.assert_close(models["two linears"].eval()(images), expected, rtol=0, atol=1e-4)
+    for model in models.values():
+        model.train()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backbone", default="vit_small_patch16_224")
@@ -69,6 +80,7 @@ def main() -> None:
     variants = ["floor", "conv1d", "two linears", "two linears again"]
     models = {variant: build(options.backbone, variant) for variant in variants}
     images = torch.randn(options.batch, 3, 224, 224)
+    check(models, images)
     rounds = []
     for _ in range(options.rounds + 1):
         rounds.append({name: step(models[name], images, CLOCKS[options.clock]) for name in variants})
