@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_petl.affine import Affine
-from lightning_petl.errors import ConfigError, NotMergeable
+from lightning_petl.errors import ConfigError, NotMergeable, PETLError
 
 Wraps = Literal["layer", "outputs", "module"]
 Separate = Literal["refuse", "share", "each"]
@@ -48,6 +48,11 @@ class Target:
     device: torch.device
     dtype: torch.dtype
     layers: tuple[str, ...] = ()
+
+    @property
+    def inside(self) -> dict[str, str]:
+        """For each of `layers`, its path inside the module at ``path``; empty for that module itself."""
+        return {layer: layer.removeprefix(self.path).removeprefix(".") for layer in self.layers}
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,6 +229,21 @@ class Method(ABC):
     def __repr__(self) -> str:
         inner = ", ".join(f"{key}={value!r}" for key, value in self._arguments.items())
         return f"{type(self).__name__}({inner})"
+
+
+class WithoutAdapters(Method):
+    """A method that adds nothing to any layer."""
+
+    def __init__(self) -> None:
+        super().__init__(targets=())
+
+    def build(self, target: Target, shared: nn.Module | None = None) -> Adapter:
+        """Never called by `lightning_petl.inject`, since there are no targets.
+
+        Raises:
+            PETLError: Always.
+        """
+        raise PETLError(f"{type(self).__name__} adapts no layer", where=target.path)
 
 
 def _names(value: Sequence[str], argument: str) -> tuple[str, ...]:

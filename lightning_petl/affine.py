@@ -94,6 +94,12 @@ class Affine:
         return Affine(self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
 
 
+def relative_error(expected: Tensor, found: Tensor) -> float:
+    """Largest difference of two tensors of one shape, relative to the largest expected value; meant for float64."""
+    scale = expected.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+    return float((expected - found).abs().max() / scale)
+
+
 def _sum(first: Tensor | None, second: Tensor | None) -> Tensor | None:
     """Adds two biases of which either may be absent."""
     if first is None or second is None:

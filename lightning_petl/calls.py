@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lightning_petl import probe
-from lightning_petl.affine import Affine
+from lightning_petl.affine import Affine, relative_error
 from lightning_petl.errors import NotMergeable, PluginError
 from lightning_petl.layers import read, write
 from lightning_petl.targets import Shapes
@@ -314,12 +314,8 @@ def _blind_to(layer: Adapted, call: Call) -> set[int]:
 def _float64_copy(layer: Adapted) -> tuple[nn.Module, dict[str, Any]]:
     """A copy of the module that holds the layers, in evaluation and float64, and its layers."""
     copied = copy.deepcopy(layer.base).to(torch.float64).eval()
-    names = {path: path.removeprefix(layer.path).removeprefix(".") for path in layer.target.layers}
-    return copied, {path: copied.get_submodule(name) for path, name in names.items()}
+    return copied, {path: copied.get_submodule(name) for path, name in layer.target.inside.items()}
 
 
 def _difference(expected: Tensor | None, found: Tensor | None) -> float:
-    if expected is None or found is None:
-        return float("inf")
-    scale = expected.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
-    return float((expected - found).abs().max() / scale)
+    return float("inf") if expected is None or found is None else relative_error(expected, found)

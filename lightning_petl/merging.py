@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_petl import probe
 from lightning_petl.adapter import Adapter, Method
-from lightning_petl.affine import Affine
+from lightning_petl.affine import Affine, relative_error
 from lightning_petl.calls import cancelled_biases
 from lightning_petl.errors import NotMergeable
 from lightning_petl.injection import injection_of, leave, restore
@@ -207,12 +207,7 @@ def _layer_error(
     deployed = stored(x.to(stored.weight.dtype)).to(torch.float64)
     if without_bias and exact.bias is not None:
         deployed = deployed + exact.bias[rows]  # left out of the file on purpose
-    return LayerError(_relative(with_adapter, merged), _relative(with_adapter, deployed))
-
-
-def _relative(expected: Tensor, found: Tensor) -> float:
-    scale = expected.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
-    return float((expected - found).abs().max() / scale)
+    return LayerError(relative_error(with_adapter, merged), relative_error(with_adapter, deployed))
 
 
 def outputs(model: nn.Module, inputs: Tensor | tuple[Tensor, ...]) -> Tensor:
@@ -230,7 +225,7 @@ def compare(expected: Tensor, found: Tensor, source: str, dtype: torch.dtype) ->
     Raises:
         NotMergeable: It is above the limit of the dtype.
     """
-    error = _relative(expected, found)
+    error = relative_error(expected, found)
     if not error <= LIMITS.get(dtype, EXACT):
         raise NotMergeable(f"the merged model's outputs differ by {error:.1e} (relative, {dtype})", where=source)
     scores = expected.dim() == 2 and expected.shape[1] > 1

@@ -65,8 +65,8 @@ class Adapted(nn.Module):
 
     def layers(self) -> dict[str, OutputLayer]:
         """The frozen layers that the adapter folds into, by their paths in the plain backbone."""
-        inside = {path: path.removeprefix(self.path).removeprefix(".") for path in self.target.layers}
-        return {path: cast(OutputLayer, self.base.get_submodule(name)) for path, name in inside.items()}
+        named = self.target.inside.items()
+        return {path: cast(OutputLayer, self.base.get_submodule(name)) for path, name in named}
 
     def affine(self) -> Affine:
         """The map of these layers, their outputs one after the other; of a single layer it shares memory."""

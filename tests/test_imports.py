@@ -17,6 +17,7 @@ RANK = {
     "activations": 1,
     "affine": 1,
     "adapter": 2,
+    "grouped": 2,
     "layers": 2,
     "tensorfile": 3,
     "plugins": 3,
@@ -43,7 +44,7 @@ RANK = {
 }
 # Sideways and upward edges that are meant: the digits module reads the demo's pure arrays.
 ALLOWED = {("data.digits", "demo.digits"), ("demo.pretrain", "demo.digits")}
-METHODS_MAY = {"activations", "adapter", "affine", "errors", "methods"}
+METHODS_MAY = {"adapter", "affine", "errors", "grouped"}
 
 
 def edges() -> list[tuple[str, str]]:

@@ -92,7 +92,7 @@ FORGED: dict[str, tuple[Change, type[PETLError], str]] = {
         other_method(name="torch.nn.modules.linear:Linear", distribution=""), PluginError, "method.name",
     ),
     "class that builds nothing": (
-        other_method(name="lightning_petl.methods.baselines:WithoutAdapters", distribution="", arguments={}),
+        other_method(name="lightning_petl.adapter:WithoutAdapters", distribution="", arguments={}),
         AdapterFileError,
         "layers",
     ),

@@ -6,23 +6,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from lightning_petl.adapter import Adapter, Method, Target
-from lightning_petl.errors import PETLError
-
-
-class WithoutAdapters(Method):
-    """A method that adds nothing to any layer."""
-
-    def __init__(self) -> None:
-        super().__init__(targets=())
-
-    def build(self, target: Target, shared: nn.Module | None = None) -> Adapter:
-        """Never called by `lightning_petl.inject`, since there are no targets.
-
-        Raises:
-            PETLError: Always.
-        """
-        raise PETLError(f"{type(self).__name__} adapts no layer", where=target.path)
+from lightning_petl.adapter import WithoutAdapters
 
 
 class LinearProbe(WithoutAdapters):

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from lightning_petl.adapter import WithoutAdapters
 from lightning_petl.errors import ConfigError
-from lightning_petl.methods.baselines import WithoutAdapters
 
 
 class BitFit(WithoutAdapters):

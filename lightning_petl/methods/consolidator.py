@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_petl.adapter import JSON, Adapter, Method, Separate, Target
 from lightning_petl.affine import Affine
 from lightning_petl.errors import ConfigError, NotMergeable
-from lightning_petl.methods.grouped import Merged, Pattern, draw_parts
+from lightning_petl.grouped import Merged, Pattern, draw_parts
 
 INIT = 1e-3
 """Branches start uniform in ``[-INIT, INIT]``, as in the reference: near the identity, and not the identity."""

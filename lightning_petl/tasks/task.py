@@ -114,21 +114,20 @@ class PETLTask(pl.LightningModule, ABC):
         header = read_header(path)
         if header["format"] not in (FORMAT, MERGED_FORMAT):
             raise ConfigError(f"format {header['format']!r} is unknown", where=f"{path}: format")
-        found, mine = (
-            header.get("method"),
-            {"name": name_of(type(self.method)).name, "arguments": self.method.arguments},
-        )
+        if header["format"] == FORMAT:  # a merged file is a plain backbone, whatever method it was merged from
+            self._check_method(header.get("method"), path)
+        self._check_classes(header.get("task"), path)
+        return header
+
+    def _check_method(self, found: object, path: str) -> None:
+        mine = {"name": name_of(type(self.method)).name, "arguments": self.method.arguments}
         for field, wanted in mine.items():
-            if header["format"] == MERGED_FORMAT:
-                break  # a plain backbone, whatever method it was merged from
             if not isinstance(found, dict) or found.get(field) != wanted:
                 shown = found.get(field) if isinstance(found, dict) else None
                 fix = f"set model.method to the file's: {shown}"
                 raise ConfigError(
                     f"the file's method has {field} {shown}, not {wanted}", where=f"{path}: method.{field}", fix=fix
                 )
-        self._check_classes(header.get("task"), path)
-        return header
 
     def _check_classes(self, task: object, path: str) -> None:
         classes = task.get("classes") if isinstance(task, dict) else None

@@ -70,6 +70,18 @@ def test_test_gives_the_same_metrics_from_each_file(fitted: Path, tmp_path: Path
         assert found[name]["test/loss"] == pytest.approx(found["checkpoint"]["test/loss"], rel=1e-5)
 
 
+def test_a_merged_file_is_tested_whatever_method_it_came_from(
+    fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    probe = ["--model.method", "LinearProbe"]
+    command("test", tmp_path / "probe", *probe, "--model.weights", str(fitted / "merged.safetensors"))
+    command("test", tmp_path / "own", "--model.weights", str(fitted / "merged.safetensors"))
+    assert results(tmp_path / "probe")["test/acc1"] == results(tmp_path / "own")["test/acc1"]
+    adapter = ["--model.weights", str(fitted / "adapter.safetensors"), "--trainer.default_root_dir", str(tmp_path)]
+    assert cli.run(["test", *CONFIG, *probe, *adapter]) == 1
+    assert "method.name" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_the_merged_file_is_the_plain_backbone(fitted: Path) -> None:
     code = f"""
 import sys

@@ -6,18 +6,17 @@ from math import sqrt
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 import torch.nn.functional as F  # noqa: N812
 from golden_files import close, golden, golden_vit
 from safetensors.torch import load_file
+from sizes import parameters
 from torch import Tensor, nn
 
 from lightning_petl import (
     ARC,
     Affine,
     ConfigError,
-    Method,
     Target,
     TargetNotFound,
     adapted_layers,
@@ -321,15 +320,6 @@ def test_forward_is_two_matrix_products_before_the_layer(monkeypatch: pytest.Mon
     monkeypatch.setattr(F, "linear", lambda x, *rest: (shapes.append(tuple(x.shape)), real(x, *rest))[1])
     golden_layer()(torch.zeros(2, 17, 64).double(), Affine(torch.zeros(32, 64).double()))
     assert shapes == [(2, 17, 64), (2, 17, 10), (2, 17, 64)]
-
-
-def parameters(name: str, method: Method) -> dict[str, int]:
-    """Size of each trainable parameter of a backbone with a method, built without memory."""
-    with torch.device("meta"):
-        model: nn.Module = timm.create_model(name, num_classes=0)
-    trained = trainable(inject(model, method))
-    assert all(parameter.is_meta for parameter in trained.values())
-    return {key: parameter.numel() for key, parameter in trained.items()}
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from consolidator_layers import CPU, affine, layer, tokens
 from torch import Tensor, nn
 
 from lightning_petl import Affine, Consolidator, adapted_layers, inject, trainable
+from lightning_petl.grouped import draw_parts
 from lightning_petl.methods.consolidator import INIT, ConsolidatorLayer
-from lightning_petl.methods.grouped import draw_parts
 from lightning_petl.testing import BACKBONES, add_noise
 from lightning_petl.testing.backbones import vit
 

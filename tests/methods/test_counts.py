@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import timm
-import torch
-from torch import nn
+from sizes import parameters
 
-from lightning_petl import RepAdapter, inject, trainable
+from lightning_petl import RepAdapter
 
 VIT = "vit_base_patch16_224"
-
-
-def parameters(name: str, method: RepAdapter) -> dict[str, int]:
-    """Size of each trainable parameter of a backbone with a method."""
-    with torch.device("meta"):
-        model: nn.Module = timm.create_model(name, num_classes=0)
-    trained = trainable(inject(model, method))
-    assert all(parameter.is_meta for parameter in trained.values())
-    return {key: parameter.numel() for key, parameter in trained.items()}
 
 
 @pytest.mark.parametrize(
