@@ -39,7 +39,7 @@ docs: $(VENV)/installed  ## the documentation as a site
 	$(BIN)/mkdocs build --strict
 
 bench: $(VENV)/installed  ## speed, as ratios measured in one run
-	for each in benchmarks/*.py; do echo "$$each"; $(BIN)/python $$each || exit 1; done
+	for each in benchmarks/*_step.py benchmarks/startup.py; do echo "$$each"; $(BIN)/python $$each || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist site *.egg-info

@@ -1,25 +1,27 @@
 """Consolidator's training step beside the reference's grouped convolutions: ``python benchmarks/consolidator_step.py``.
 
-All variants take turns in one process, and ratios are taken per round; the A/A row, one variant against itself, is the
-noise. The floor is that of ``repadapter_step.py``: everything frozen but one bias in front of the blocks and the head.
 Bytes are those that autograd keeps for the backward pass besides parameters, each storage once.
 """
 
 from __future__ import annotations
 
-import argparse
-from statistics import median
 from typing import cast
 
-import timm
 import torch
 import torch.nn.functional as F  # noqa: N812
-from repadapter_step import build as build_floor
-from repadapter_step import step
+from rounds import check_same, compare, floor, images_of, parser, plain, ready
 from torch import Tensor, nn
 
 from lightning_petl import Affine, Consolidator, adapted_layers, inject
 from lightning_petl.methods.consolidator import Branch, ConsolidatorLayer
+
+ROWS = (
+    ("merged anew", "floor"),
+    ("conv1d", "floor"),
+    ("merged anew", "conv1d"),
+    ("merged anew", "merged anew again"),
+)
+GOALS = {("merged anew", "floor"): 1.08}
 
 
 class Conv1dLayer(ConsolidatorLayer):
@@ -37,24 +39,11 @@ class Conv1dLayer(ConsolidatorLayer):
         return out
 
 
-def build(name: str, variant: str, drop_path: float) -> nn.Module:
-    if variant == "floor":
-        return build_floor(name, variant)
-    torch.manual_seed(0)
-    model = inject(timm.create_model(name, num_classes=100), Consolidator(drop_path=drop_path))
-    for layer in adapted_layers(model).values():
-        layer.adapter.__class__ = Conv1dLayer if variant == "conv1d" else ConsolidatorLayer
-    model.get_classifier().requires_grad_(True)
-    return model.train()
-
-
-def check(models: dict[str, nn.Module], images: Tensor) -> None:
-    """Both formulations compute one thing, or their times could not be compared."""
-    with torch.no_grad():
-        expected = models["conv1d"].eval()(images)
-        torch.testing.assert_close(models["merged anew"].eval()(images), expected, rtol=0, atol=1e-4)
-    for model in models.values():
-        model.train()
+def build(name: str, layer: type[ConsolidatorLayer], drop_path: float) -> nn.Module:
+    model = inject(plain(name), Consolidator(drop_path=drop_path))
+    for adapted in adapted_layers(model).values():
+        adapted.adapter.__class__ = layer
+    return ready(model)
 
 
 def kept_bytes(model: nn.Module, images: Tensor) -> int:
@@ -76,27 +65,18 @@ def kept_bytes(model: nn.Module, images: Tensor) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--backbone", default="vit_small_patch16_224")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--drop_path", type=float, default=0.0)
-    options = parser.parse_args()
-    variants = ("floor", "conv1d", "merged anew", "merged anew again")
-    models = {variant: build(options.backbone, variant, options.drop_path) for variant in variants}
-    images = torch.randn(options.batch, 3, 224, 224)
-    check(models, images)
-    rounds = [{name: step(model, images) for name, model in models.items()} for _ in range(options.rounds + 1)][1:]
-    kept = {name: kept_bytes(model, images) for name, model in models.items()}
-    for over, under in (
-        ("merged anew", "floor"),
-        ("conv1d", "floor"),
-        ("merged anew", "conv1d"),
-        ("merged anew", "merged anew again"),
-    ):
-        ratio = median(times[over] / times[under] for times in rounds)
-        note = "   (A/A: the noise)" if "again" in under else ""
-        print(f"{over:>12} / {under:<18} time {ratio:.3f}   bytes kept {kept[over] / kept[under]:.3f}{note}")
+    options_of = parser(__doc__)
+    options_of.add_argument("--drop_path", type=float, default=0.0)
+    options = options_of.parse_args()
+    layers = {"conv1d": Conv1dLayer, "merged anew": ConsolidatorLayer, "merged anew again": ConsolidatorLayer}
+    variants = {name: build(options.backbone, layer, options.drop_path) for name, layer in layers.items()}
+    images = images_of(options)
+    check_same(list(variants.values()), images)
+    models = {"floor": floor(options.backbone), **variants}
+    compare(models, images, options, ROWS, GOALS)
+    kept = {name: kept_bytes(models[name], images) for name in ("floor", "conv1d", "merged anew")}
+    for over in ("merged anew", "conv1d"):
+        print(f"{over:>12} / floor              bytes kept {kept[over] / kept['floor']:.3f}")
 
 
 if __name__ == "__main__":

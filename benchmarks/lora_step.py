@@ -1,38 +1,26 @@
 """LoRA's training step beside PEFT's: ``python benchmarks/lora_step.py``.
 
-All variants take turns in one process, and ratios are taken per round; the A/A row, one variant against itself, is the
-noise. The floor is that of ``repadapter_step.py``: everything frozen but one bias in front of the blocks and the head.
 Before anything is timed, both are seen to compute the same loss and the same gradients.
 """
 
 from __future__ import annotations
 
-import argparse
-from statistics import median
-
-import timm
 import torch
 from peft import LoraConfig, get_peft_model
-from repadapter_step import build as build_floor
-from repadapter_step import step
+from rounds import compare, floor, images_of, parser, plain, ready
 from torch import Tensor, nn
 
 from lightning_petl import LoRA, adapted_layers, inject
 
 RANK, ALPHA = 8, 16
+ROWS = (("ours", "floor"), ("peft", "floor"), ("ours", "peft"), ("ours", "ours again"))
+GOALS = {("ours", "peft"): 1.0}
 
 
 def build(name: str, variant: str) -> nn.Module:
-    if variant == "floor":
-        return build_floor(name, variant)
-    torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=100)
     if variant == "peft":
-        model = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=["qkv"]))
-    else:
-        inject(model, LoRA(RANK, ALPHA))
-    model.get_classifier().requires_grad_(True)
-    return model.train()
+        return ready(get_peft_model(plain(name), LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=["qkv"])))
+    return ready(inject(plain(name), LoRA(RANK, ALPHA)))
 
 
 def pairs(model: nn.Module) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
@@ -48,7 +36,7 @@ def pairs(model: nn.Module) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
     }
 
 
-def check_same(ours: nn.Module, theirs: nn.Module, images: Tensor) -> None:
+def check_pairs(ours: nn.Module, theirs: nn.Module, images: Tensor) -> None:
     """Gives both the same pairs, and compares what a step computes."""
     generator = torch.Generator().manual_seed(0)
     mine, other = pairs(ours), pairs(theirs)
@@ -68,19 +56,11 @@ def check_same(ours: nn.Module, theirs: nn.Module, images: Tensor) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--backbone", default="vit_small_patch16_224")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--batch", type=int, default=8)
-    options = parser.parse_args()
-    variants = ("floor", "peft", "ours", "ours again")
-    models = {variant: build(options.backbone, variant) for variant in variants}
-    images = torch.randn(options.batch, 3, 224, 224)
-    check_same(models["ours"], models["peft"], images[:2])
-    rounds = [{name: step(model, images) for name, model in models.items()} for _ in range(options.rounds + 1)][1:]
-    for over, under in (("ours", "floor"), ("peft", "floor"), ("ours", "peft"), ("ours", "ours again")):
-        ratio = median(times[over] / times[under] for times in rounds)
-        print(f"{over:>5} / {under:<12} {ratio:.3f}{'   (A/A: the noise)' if 'again' in under else ''}")
+    options = parser(__doc__, rounds=15).parse_args()
+    variants = {name: build(options.backbone, name) for name in ("peft", "ours", "ours again")}
+    images = images_of(options)
+    check_pairs(variants["ours"], variants["peft"], images[:2])
+    compare({"floor": floor(options.backbone), **variants}, images, options, ROWS, GOALS)
 
 
 if __name__ == "__main__":

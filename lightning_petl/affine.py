@@ -95,7 +95,7 @@ class Affine:
 
 
 def relative_error(expected: Tensor, found: Tensor) -> float:
-    """Largest difference of two tensors of one shape, relative to the largest expected value; meant for float64."""
+    """Largest difference of two float64 tensors, relative to the largest expected value; NaN where either holds one."""
     scale = expected.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
     return float((expected - found).abs().max() / scale)
 

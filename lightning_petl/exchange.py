@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from lightning_petl import peft_format, tensorfile
 from lightning_petl.adapter import LowRank, Method
-from lightning_petl.affine import Affine
+from lightning_petl.affine import Affine, relative_error
 from lightning_petl.errors import AdapterFileError, NotMergeable, PluginError, TargetNotFound
 from lightning_petl.injection import eject, inject, injection_of
 from lightning_petl.merging import EXACT
@@ -139,8 +140,8 @@ def _error(found: Affine, expected: Affine) -> float:
         if mine is None and other is None:
             continue
         first, second = (torch.zeros_like(expected.weight[:, 0]) if t is None else t for t in (mine, other))
-        scale = second.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
-        worst = max(worst, float(((first - second).abs().max() / scale).nan_to_num(nan=torch.inf)))
+        error = relative_error(second, first)
+        worst = max(worst, math.inf if math.isnan(error) else error)  # max() would pass over a NaN
     return worst
 
 
