@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 
 OPENS, WARM = 2000, 300
+MANY = 8000
+"""For the flat reader: a packet left behind is half a kilobyte, of which 2000 are less than memory moves by itself."""
 
 MEASURE = f"""
 import ctypes, gc, os, sys
 from lightning_petl.data.video import Decoding
 from lightning_petl.errors import DataError
-reader, timeout, *paths = sys.argv[1:]
+reader, timeout, opens, *paths = sys.argv[1:]
+opens = int(opens)
 decoding = Decoding((reader,), float(timeout) or None)
 
 def resident(pid):
@@ -27,13 +30,13 @@ def pids():
     from lightning_petl.data.video.watched import _Process
     return [os.getpid(), _Process._mine._child.pid]
 
-for number in range({OPENS}):
+for number in range(opens):
     try:
         with decoding.open(paths[number % len(paths)]) as video:
             video.frames([len(video) // 2, 0])
     except DataError:
         pass
-    if number in ({WARM}, {OPENS} - 1):
+    if number in ({WARM}, opens - 1):
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)  # what is in use, without the holes between
         print(sum(map(resident, pids())), len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task")))
@@ -47,11 +50,10 @@ def test_memory_is_flat_over_thousands_of_files(videos: Path, tmp_path: Path, re
     (tmp_path / "broken.mp4").write_bytes((videos / "long.mp4").read_bytes()[:-100])
     names = ("short.mp4", "open.mp4", "vp9.webm", "b_frames.avi", "odd.mp4", "one.mp4")
     paths = [str(videos / name) for name in names] + [str(tmp_path / "broken.mp4")]
-    place = f"lightning_petl.data.video.{reader}"
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, place, str(timeout), *paths], check=True, capture_output=True, text=True
-    )
+    place, flat = f"lightning_petl.data.video.{reader}", "pyav" in reader and not timeout
+    words = [place, str(timeout), str(MANY if flat else OPENS), *paths]
+    done = subprocess.run([sys.executable, "-c", MEASURE, *words], check=True, capture_output=True, text=True)
     (before, *handles_before), (after, *handles_after) = (map(int, line.split()) for line in done.stdout.splitlines())
-    # PyAV in this process is flat to a thousandth; decord's threads move by two hundredths either way.
-    assert after < before * (1.01 if "pyav" in reader and not timeout else 1.05), (before, after)
+    # PyAV in this process moves by one hundredth either way, however many files; decord's threads by two.
+    assert after < before * (1.025 if flat else 1.05), (before, after)
     assert handles_after == handles_before
