@@ -22,7 +22,8 @@ class ResultsWriter(pl.Callback):
     """Writes ``results.json`` into the run folder at the end of fit, validate and test.
 
     It holds the metrics under their logged names, how many samples were expected and scored, what selected the
-    weights, seeds, versions, parameter counts and the wall time in seconds.
+    weights, seeds, versions, parameter counts, the wall time in seconds, and under ``data`` what the data module says
+    of itself (its ``record()``, where it has one).
     """
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -50,6 +51,7 @@ class ResultsWriter(pl.Callback):
             self._write(trainer, pl_module, "validate")
 
     def _write(self, trainer: pl.Trainer, task: pl.LightningModule, stage: str) -> None:
+        told = data_record(trainer)  # on every process: a data module counts over all of them
         if not trainer.is_global_zero or not self._folder or getattr(trainer, "fast_dev_run", False):
             return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -67,7 +69,15 @@ class ResultsWriter(pl.Callback):
         }
         if checkpoint is not None and checkpoint.best_model_score is not None and stage == "fit":
             results[f"best/{checkpoint.monitor}"] = float(checkpoint.best_model_score)
+        if told:
+            results["data"] = told
         write_json(Path(self._folder) / "results.json", results)
+
+
+def data_record(trainer: pl.Trainer) -> dict[str, object]:
+    """What the trainer's data module says of itself; empty if it has nothing to say."""
+    record = getattr(getattr(trainer, "datamodule", None), "record", None)
+    return dict(record()) if callable(record) else {}
 
 
 def _counts(trainer: pl.Trainer, metrics: dict[str, float], stage: str) -> dict[str, int | None]:

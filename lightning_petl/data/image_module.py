@@ -1,34 +1,21 @@
-"""The base of the image data modules: options, input settings, loaders."""
+"""The base of the image data modules: their options, and how files become tensors."""
 
 from __future__ import annotations
 
 import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import ClassVar, TypedDict
-
-import torch
-import torch.distributed as dist
-from pytorch_lightning import LightningDataModule
-from pytorch_lightning.trainer.states import TrainerFn
-from torch.utils.data import SequentialSampler
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import TypedDict
 
 from lightning_petl.data.input_choice import InputChoice
 from lightning_petl.data.input_config import InputConfig
-from lightning_petl.data.loading import Batch, Loader, collate
+from lightning_petl.data.module import PETLDataModule
 from lightning_petl.data.notices import DataWarning, listed
-from lightning_petl.data.samplers import EpochSampler, UnpaddedSampler
 from lightning_petl.data.sources import ImageDataset, Source
 from lightning_petl.data.transforms import eval_transform as build_eval_transform
 from lightning_petl.data.transforms import train_transform as build_train_transform
-from lightning_petl.errors import ConfigError, DataError
-
-_SPLIT_OF = {"fit": "train", "validate": "val"}
-"""Lightning's names of stages that differ from the names of the splits they read."""
 
 _ANY_INPUT = InputConfig((0.5,) * 3, (0.5,) * 3, (224, 224), "bicubic", 1.0)
-
-_NEEDED = {"fit": ("train",), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
 
 
 class ImageOptions(TypedDict, total=False):
@@ -65,7 +52,7 @@ class ImageOptions(TypedDict, total=False):
     seed: int
 
 
-class ImageDataModule(LightningDataModule, ABC):
+class ImageDataModule(PETLDataModule):
     """Image classification data; the options are those of `ImageOptions`.
 
     Training, validation and test batches are ``(images (B, 3, H, W) float32, labels (B,) int64)``. Prediction batches
@@ -76,9 +63,6 @@ class ImageDataModule(LightningDataModule, ABC):
 
     A subclass calls ``super().__init__(**options)`` and gives `classes` and `source`.
     """
-
-    split_suffix: ClassVar[str] = ""
-    """What follows the name of a split in the option that gives it, for messages."""
 
     def __init__(
         self,
@@ -96,113 +80,43 @@ class ImageDataModule(LightningDataModule, ABC):
         drop_last: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        for option, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0), ("seed", seed, 0)):
-            if value < least:
-                raise ConfigError(f"{option} is {value}", where=f"data.{option}", fix=f"give {least} or more")
         build_train_transform(train_transform, _ANY_INPUT, timm_args)  # wrong arguments show here, not in epoch 1
-        self.batch_size, self.num_workers, self.drop_last, self.seed = batch_size, num_workers, drop_last, seed
+        choice = InputChoice(image_size, normalization, mean, std, interpolation, crop_pct, eval_transform)
+        super().__init__(choice, batch_size, num_workers, drop_last, seed)
         self.train_transform, self.timm_args = train_transform, timm_args
-        self._choice = InputChoice(image_size, normalization, mean, std, interpolation, crop_pct, eval_transform)
-        self._backbone: InputConfig | None = None
         self._reported: list[Source] = []
-
-    @property
-    @abstractmethod
-    def classes(self) -> tuple[str, ...]:
-        """Class names; label ``i`` is ``classes[i]``. Known before any setup."""
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.classes)
 
     @abstractmethod
     def source(self, split: str) -> Source | None:
-        """The samples of "train", "val", "test" or "predict"; None where the data set has no such split."""
+        """The images of "train", "val", "test" or "predict"; None where the data set has no such split."""
 
-    @property
-    def input_config(self) -> InputConfig:
-        """What images are turned into: the options, with the backbone's own settings where they leave a choice.
-
-        The backbone's settings are the ``input_config`` of the trainer's task. Without a trainer, set this property to
-        them; the options go on taking precedence.
+    def check_input(self) -> None:
+        """Builds the transform of evaluation, which raises where it cannot be.
 
         Raises:
-            ConfigError: Something is left to the backbone, and none is known; or task and given setting differ.
-        """
-        task = self._task_config()
-        if task is not None and self._backbone not in (None, task):
-            raise ConfigError(
-                "the input settings given by hand are not those of the task's backbone",
-                where="input_config",
-                fix="leave them to the task, and use options such as data.normalization to depart from them",
-            )
-        return self._choice.resolve(task or self._backbone)
-
-    @input_config.setter
-    def input_config(self, backbone: InputConfig) -> None:
-        self._backbone = backbone
-
-    def _task_config(self) -> InputConfig | None:
-        # `lightning_module` is None for a trainer that has not met its model.
-        config = getattr(self.trainer and self.trainer.lightning_module, "input_config", None)
-        return config if isinstance(config, InputConfig) else None
-
-    def setup(self, stage: str) -> None:
-        """Checks, before the first batch, that the input settings are known and that the stage has its split.
-
-        Raises:
-            ConfigError: Something is left to the backbone, and none is known.
-            DataError: The data set has no such split.
+            ConfigError: Something is left to the backbone, and none is known; or the settings contradict each other.
         """
         build_eval_transform(self.input_config)
-        for split in _NEEDED.get(stage, ()):
-            self._require(split)
 
-    def n_expected(self, stage: str) -> int:
-        """Number of samples that a whole pass over a split scores, over all processes.
-
-        Args:
-            stage: A split ("train", "val", "test", "predict") or Lightning's name of a stage ("fit", "validate").
-
-        Raises:
-            DataError: The data set has no such split.
-        """
-        return len(self._require(_SPLIT_OF.get(stage, stage)))
-
-    @property
-    def predict_names(self) -> tuple[str, ...]:
-        """Name of each sample of prediction, by the index that comes with it in a batch."""
-        source = self._require("predict")
-        return tuple(source.name(index) for index in range(len(source)))
-
-    def train_dataloader(self) -> Loader:
-        """Batches of shuffled training images, by an order that follows from the seed and the epoch."""
-        source = self._require("train")
+    def train_dataset(self) -> ImageDataset:
+        """The training images under the training transform, with their labels."""
+        source = self._images("train")
         transform = build_train_transform(self.train_transform, self.input_config, self.timm_args)
         seed = (
             None if self.train_transform == "resize" else self.seed
         )  # seeding takes a fifth of a millisecond a sample
-        dataset = ImageDataset(source, transform, source.labels, seed)
-        world, rank = self._place()
-        sampler = EpochSampler(dataset, self.seed, world, rank, self.drop_last, self._batches_done)
-        self._check_batches(sampler, world)
-        return self._loader(dataset, sampler, self.drop_last)
+        return ImageDataset(source, transform, source.labels, seed)
 
-    def val_dataloader(self) -> Loader | list[Loader]:
-        """Batches of validation images in order; none where fitting goes without a validation split."""
-        if self.source("val") is None and self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
-            return []
-        return self._eval_loader("val")
+    def eval_dataset(self, split: str) -> ImageDataset:
+        """The images of a split under the transform of evaluation, with their labels, or for prediction indices."""
+        source = self._images(split)
+        targets: Sequence[int] = range(len(source)) if split == "predict" else source.labels
+        return ImageDataset(source, build_eval_transform(self.input_config), targets, seed=None)
 
-    def test_dataloader(self) -> Loader:
-        """Batches of test images in order."""
-        return self._eval_loader("test")
-
-    def predict_dataloader(self) -> Loader:
-        """Batches of images and their indices, in order."""
-        return self._eval_loader("predict")
+    def _images(self, split: str) -> Source:
+        source = self._require(split)
+        assert isinstance(source, Source)  # by `source`
+        return source
 
     def teardown(self, stage: str) -> None:
         """Says how many files had several frames, once for each split."""
@@ -217,68 +131,3 @@ class ImageDataModule(LightningDataModule, ABC):
                     DataWarning,
                     stacklevel=2,
                 )
-
-    def _require(self, split: str) -> Source:
-        source = self.source(split)
-        if source is None:
-            option = f"data.{split}" if split == "predict" else f"data.{split}{self.split_suffix}"
-            raise DataError(f"the data set has no {split} split", where=option, fix=f"set {option}")
-        return source
-
-    def _eval_loader(self, split: str) -> Loader:
-        source = self._require(split)
-        targets: Sequence[int] = range(len(source)) if split == "predict" else source.labels
-        dataset = ImageDataset(source, build_eval_transform(self.input_config), targets, seed=None)
-        world, rank = self._place()
-        if len(source) < world:
-            raise DataError(
-                f"the {split} split has {len(source)} samples for {world} processes",
-                where=f"data.{split}",
-                fix="use fewer processes: one without samples would leave the others waiting",
-            )
-        sampler = SequentialSampler(dataset) if world == 1 else UnpaddedSampler(dataset, world, rank)
-        return self._loader(dataset, sampler, drop_last=False)
-
-    def _loader(
-        self, dataset: ImageDataset, sampler: EpochSampler | UnpaddedSampler | SequentialSampler, drop_last: bool
-    ) -> Loader:
-        collate_fn: Callable[..., Batch | DataError] = collate
-        return Loader(
-            dataset,
-            batch_size=self.batch_size,
-            sampler=sampler,
-            num_workers=self.num_workers,
-            collate_fn=collate_fn,
-            pin_memory=torch.cuda.is_available(),
-            drop_last=drop_last,
-            persistent_workers=self.num_workers > 0,
-            # Its own, or each pass would draw one number from the stream that the model's dropout reads.
-            generator=torch.Generator().manual_seed(self.seed),
-        )
-
-    def _check_batches(self, sampler: EpochSampler, world: int) -> None:
-        samples, batch = sampler.order(self.batch_size)["samples"], self.batch_size * world
-        if self.drop_last and samples < batch:
-            raise ConfigError(
-                f"drop_last leaves nothing of {samples} training samples in batches of {batch}",
-                where="data.drop_last",
-                fix="lower data.batch_size or set data.drop_last to false",
-            )
-        if sampler.repeated and sampler.rank == 0:
-            warnings.warn(
-                f"{sampler.repeated} of {samples} training samples come twice in an epoch, to give {world} processes "
-                "equally many; data.drop_last leaves some out instead",
-                DataWarning,
-                stacklevel=3,
-            )
-
-    def _place(self) -> tuple[int, int]:
-        """Number of processes that share the data, and the number of this one."""
-        if self.trainer is not None and (kwargs := self.trainer.distributed_sampler_kwargs) is not None:
-            return int(kwargs["num_replicas"]), int(kwargs["rank"])
-        if self.trainer is None and dist.is_available() and dist.is_initialized():
-            return dist.get_world_size(), dist.get_rank()
-        return 1, 0
-
-    def _batches_done(self) -> int:
-        return 0 if self.trainer is None else self.trainer.fit_loop.epoch_loop.batch_progress.current.ready

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
@@ -11,7 +12,7 @@ from lightning_petl.data.samplers import EpochSampler
 from lightning_petl.errors import DataError
 
 Batch = tuple[Tensor, Tensor]
-"""Images ``(B, 3, H, W)``, float32, and numbers ``(B,)``, int64."""
+"""Images ``(B, 3, H, W)`` or clips, float32, and numbers ``(B,)``, int64."""
 
 
 def collate(items: list[tuple[Tensor, int]] | DataError) -> Batch | DataError:
@@ -22,13 +23,13 @@ def collate(items: list[tuple[Tensor, int]] | DataError) -> Batch | DataError:
     return images, numbers
 
 
-class Loader(DataLoader[tuple[Tensor, int]]):
+class Loader(DataLoader[Any]):
     """A DataLoader that starts late and raises a worker's `DataError` as it was made.
 
     No ``__init__`` and no attributes of its own: Lightning rebuilds loaders from what DataLoader has.
     """
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Yields the batches of an epoch.
 
         Raises:

@@ -35,8 +35,19 @@ class Sample(NamedTuple):
     line: int = 0
 
 
-class Source(ABC):
-    """Images with labels and names, by index ``0..len - 1``; the order never changes."""
+class Samples(ABC):
+    """Samples with names, by index ``0..len - 1``; the order never changes."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """What a report calls the sample."""
+
+
+class Source(Samples):
+    """Images with labels."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -45,10 +56,6 @@ class Source(ABC):
     @abstractmethod
     def labels(self) -> Sequence[int]:
         """Class index of each sample."""
-
-    @abstractmethod
-    def name(self, index: int) -> str:
-        """What a report calls the sample."""
 
     @abstractmethod
     def image(self, index: int) -> Image.Image:
