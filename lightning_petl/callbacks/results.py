@@ -57,7 +57,7 @@ class ResultsWriter(pl.Callback):
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         checkpoint = next((c for c in trainer.callbacks if isinstance(c, BestCheckpoint)), None)  # type: ignore[attr-defined]
         parameters = list(task.parameters())
-        results = metrics | {
+        results: dict[str, Any] = metrics | {
             "stage": stage,
             **_counts(trainer, metrics, stage),
             "selected_on": _selected_on(task, checkpoint, stage),

@@ -1,4 +1,9 @@
-"""The choice of the reader, and what opens files with it: a plain value that travels to the processes that decode."""
+"""The choice of the reader, and what opens files with it: a plain value that travels to the processes that decode.
+
+PyAV comes before decord, because FFmpeg conceals damage inside a frame and decord passes on what it made up, as a frame
+like any other. PyAV tells, and the file is refused. Decord is a dependency of the package, so that videos can be read
+without PyAV (the extra ``video``); chosen by name it is used alone.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +16,12 @@ from lightning_petl.data.video.reader import Unsupported, VideoReader
 from lightning_petl.errors import ConfigError
 
 READERS = {
-    "decord": "lightning_petl.data.video.decord_reader:DecordReader",
     "pyav": "lightning_petl.data.video.pyav_reader:PyAVReader",
+    "decord": "lightning_petl.data.video.decord_reader:DecordReader",
 }
 """Where the readers are, in the order in which they are tried."""
 
-_LIBRARY = {"decord": "decord", "pyav": "av"}
+_LIBRARY = {"pyav": "av", "decord": "decord"}
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ def choose(name: str = "auto", timeout_s: float | None = None) -> Decoding:
     """Chooses the readers by what is installed, without importing them.
 
     Args:
-        name: "decord", "pyav", or "auto" for decord and, for the files that it cannot read exactly, PyAV.
+        name: "pyav", "decord", or "auto" for PyAV where it is installed, and decord where it is not or lacks a codec.
         timeout_s: See `Decoding`.
 
     Raises:
@@ -101,17 +106,13 @@ def open_with(readers: tuple[str, ...], path: str) -> VideoReader:
     """Opens a file in this process with the first of some readers that can.
 
     Raises:
-        DataError: See `VideoReader`; of the last reader, if none can.
+        DataError: See `VideoReader`; of the first reader, if none can.
     """
-    *first, last = readers
-    for place in first:
+    reasons: list[Unsupported] = []
+    for place in readers:
         try:
-            return _reader(place, path)
-        except Unsupported:
-            continue
-    return _reader(last, path)
-
-
-def _reader(place: str, path: str) -> VideoReader:
-    opened: VideoReader = pkgutil.resolve_name(place)(path)
-    return opened
+            opened: VideoReader = pkgutil.resolve_name(place)(path)
+            return opened
+        except Unsupported as reason:
+            reasons.append(reason)
+    raise reasons[0]

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_petl.data.video.container import inspect
-from lightning_petl.data.video.reader import VideoReader, average_fps, overstated, undecodable
+from lightning_petl.data.video.reader import Unsupported, VideoReader, average_fps, overstated, undecodable
 from lightning_petl.errors import DataError
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class PyAVReader(VideoReader):
         if stream is None:
             raise DataError("the file has no video stream", where=self.path, fix="remove it from the data")
         if stream.codec_context is None:
-            raise DataError("the codec of the video stream is unknown", where=self.path, fix="convert the file")
+            raise Unsupported("the codec of the video stream is unknown", where=self.path, fix="convert the file")
         stream.thread_type = "NONE"  # the workers are the threads
         stream.codec_context.thread_count = 1
         self._stream: VideoStream = stream

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 import torch
 from hanging import HangingReader
-from media import END_OF_SEQUENCE, GOOD, numbers, write
+from media import END_OF_SEQUENCE, GOOD, flipped, numbers, write
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_petl.data.video import Decoding, choose
+from lightning_petl.data.video.decoding import READERS
 from lightning_petl.data.video.watched import _Process
 from lightning_petl.errors import ConfigError, DataError
 
@@ -40,7 +41,7 @@ assert not loaded, loaded
 @pytest.mark.parametrize(
     ("name", "missing", "expected"),
     [
-        ("auto", (), ("decord", "av")),
+        ("auto", (), ("av", "decord")),
         ("auto", ("decord",), ("av",)),
         ("auto", ("av",), ("decord",)),
         ("decord", (), ("decord",)),
@@ -65,7 +66,7 @@ def hide(monkeypatch: pytest.MonkeyPatch, missing: tuple[str, ...]) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in missing else find(name))
 
 
-@pytest.mark.parametrize(("name", "missing"), [("auto", ("decord", "av")), ("decord", ("decord",)), ("pyav", ("av",))])
+@pytest.mark.parametrize(("name", "missing"), [("auto", ("av", "decord")), ("decord", ("decord",)), ("pyav", ("av",))])
 def test_missing_readers_are_named(name: str, missing: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     hide(monkeypatch, missing)
     with pytest.raises(ConfigError, match=f"no video reader is installed, of {', '.join(missing)} .*data.reader"):
@@ -73,7 +74,7 @@ def test_missing_readers_are_named(name: str, missing: tuple[str, ...], monkeypa
 
 
 def test_unknown_reader() -> None:
-    with pytest.raises(ConfigError, match=r"no video reader 'ffmpeg' .*choose auto, decord or pyav"):
+    with pytest.raises(ConfigError, match=r"no video reader 'ffmpeg' .*choose auto, pyav or decord"):
         choose("ffmpeg")
 
 
@@ -83,22 +84,48 @@ def test_time_out_is_checked(seconds: float) -> None:
         choose("auto", seconds)
 
 
-def test_auto_leaves_to_pyav_what_decord_cannot_decode(tmp_path: Path) -> None:
-    path = tmp_path / "a.mp4"
+def av1(path: Path) -> None:
+    """A codec that decord's FFmpeg does not know."""
     write(path, 12, codec="libsvtav1", options={"crf": "20", "preset": "12", "svtav1-params": "logical-processors=1"})
-    with choose("auto").open(str(path)) as video:
+
+
+def test_auto_reads_with_pyav_first(tmp_path: Path) -> None:
+    av1(tmp_path / "a.mp4")
+    with choose("auto").open(str(tmp_path / "a.mp4")) as video:
         assert video.name == "pyav"
         assert numbers(video.frames([7, 3])) == [7, 3]
     with pytest.raises(DataError, match=r"decord finds no video stream it can decode .*pip install"):
-        choose("decord").open(str(path))
+        choose("decord").open(str(tmp_path / "a.mp4"))
 
 
-def test_auto_does_not_get_around_damage(tmp_path: Path) -> None:
+def test_a_later_reader_reads_what_the_first_does_not_support(tmp_path: Path) -> None:
+    av1(tmp_path / "a.mp4")
+    write(tmp_path / "b.mp4", 12)
+    decoding = Decoding((READERS["decord"], READERS["pyav"]))
+    for name, reader in (("a.mp4", "pyav"), ("b.mp4", "decord")):
+        with decoding.open(str(tmp_path / name)) as video:
+            assert video.name == reader
+    with pytest.raises(DataError, match="decord finds no video stream"):  # of the first, where none can
+        Decoding((READERS["decord"],) * 2).open(str(tmp_path / "a.mp4"))
+
+
+@pytest.mark.parametrize("first", ["pyav", "decord"])
+def test_no_reader_gets_around_what_another_found_damaged(tmp_path: Path, first: str) -> None:
     write(tmp_path / "a.mp4", 100, extra=[END_OF_SEQUENCE] * 40)
-    with choose("auto").open(str(tmp_path / "a.mp4")) as video:
-        assert video.name == "decord"
+    places = sorted(READERS, key=lambda name: name != first)
+    with Decoding(tuple(READERS[name] for name in places)).open(str(tmp_path / "a.mp4")) as video:
+        assert video.name == first
         with pytest.raises(DataError, match="counts 140 frames, and 100"):
             video.frames([139])
+
+
+def test_auto_refuses_what_decord_conceals(videos: Path, tmp_path: Path) -> None:
+    # The reason for the order: where decord refuses the file, too, it may come first again.
+    flipped(videos / "long.mp4", tmp_path / "a.mp4", 16)
+    with choose("decord").open(str(tmp_path / "a.mp4")) as video:
+        assert len(video.frames([30])) == 1
+    with choose("auto").open(str(tmp_path / "a.mp4")) as video, pytest.raises(DataError, match=r"damaged|decoded"):
+        video.frames([30])
 
 
 @pytest.mark.parametrize("name", GOOD)
