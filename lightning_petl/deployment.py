@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_petl import tensorfile
+from lightning_petl.backbones import Architecture
 from lightning_petl.merging import Certificate, ModelError, compare, merge, outputs
 from lightning_petl.store import fingerprint, load_merged, save_merged, tensor_digests
 
@@ -24,7 +25,7 @@ def publish(
     model: nn.Module,
     header: Mapping[str, object],
     out: Path,
-    new_backbone: Callable[[], nn.Module],
+    architecture: Architecture,
     batches: Sequence[Tensor],
     source: str,
 ) -> Certificate:
@@ -37,21 +38,21 @@ def publish(
         model: A model with adapters; afterwards it is the plain, merged one.
         header: Header of the adapter file.
         out: The merged file. The certificate is written to ``certificate.json`` in its folder.
-        new_backbone: Builds the plain backbone, with any weights.
-        batches: Inputs, each ``(batch, ...)``, on the model's device.
+        architecture: Builds the plain backbone, and runs it.
+        batches: Inputs of ``architecture.run``, each ``(batch, ...)``, on the model's device.
         source: Where the inputs came from.
 
     Raises:
         NotMergeable: The merge or the file is not exact; nothing is published.
     """
     base = tensor_digests(model, leave_out=[str(name) for name in cast(list[object], header.get("extra", []))])
-    before = [outputs(model, batch) for batch in batches]
-    float64 = _float64_error(model, batches[0][:FLOAT64_INPUTS], source)
+    before = [outputs(model, batch, architecture.run) for batch in batches]
+    float64 = _float64_error(model, architecture, batches[0][:FLOAT64_INPUTS], source)
     certificate = merge(model)
     unverified = out.with_name(f".{out.stem}.unverified{out.suffix}")
     try:
         digest = save_merged(model, unverified, header, certificate.created)
-        error = _error_of_file(unverified, new_backbone, batches, before, source)
+        error = _error_of_file(unverified, architecture, batches, before, source)
         unverified.replace(out)
     finally:
         unverified.unlink(missing_ok=True)
@@ -61,22 +62,22 @@ def publish(
     return certificate
 
 
-def _float64_error(model: nn.Module, batch: Tensor, source: str) -> float:
+def _float64_error(model: nn.Module, architecture: Architecture, batch: Tensor, source: str) -> float:
     """Error of the whole model's merge with everything in float64, on a copy."""
     double = copy.deepcopy(model).to(torch.float64)
     batch = batch.to(torch.float64)
-    before = outputs(double, batch)
+    before = outputs(double, batch, architecture.run)
     merge(double)
-    return compare(before, outputs(double, batch), source, torch.float64).deployed
+    return compare(before, outputs(double, batch, architecture.run), source, torch.float64).deployed
 
 
 def _error_of_file(
-    path: Path, new_backbone: Callable[[], nn.Module], batches: Sequence[Tensor], before: Sequence[Tensor], source: str
+    path: Path, architecture: Architecture, batches: Sequence[Tensor], before: Sequence[Tensor], source: str
 ) -> ModelError:
-    fresh = new_backbone().to(batches[0].dtype)
+    fresh = architecture.build().to(batches[0].dtype)
     load_merged(fresh, path)
     fresh.to(batches[0].device)
-    after = [outputs(fresh, batch) for batch in batches]
+    after = [outputs(fresh, batch, architecture.run) for batch in batches]
     return compare(torch.cat(list(before)), torch.cat(after), source, batches[0].dtype)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -210,10 +212,20 @@ def _layer_error(
     return LayerError(relative_error(with_adapter, merged), relative_error(with_adapter, deployed))
 
 
-def outputs(model: nn.Module, inputs: Tensor | tuple[Tensor, ...]) -> Tensor:
-    """A model's output in evaluation mode, in float64; of several outputs, the first tensor."""
+def outputs(
+    model: nn.Module,
+    inputs: Tensor | tuple[Tensor, ...],
+    run: Callable[..., Any] = lambda model, *inputs: model(*inputs),
+) -> Tensor:
+    """A model's output in evaluation mode, in float64; of several outputs, the first tensor.
+
+    Args:
+        model: The model.
+        inputs: What it takes.
+        run: Runs the model; its own forward where nothing is given.
+    """
     with probe.evaluation(model):
-        found = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+        found = run(model, *inputs) if isinstance(inputs, tuple) else run(model, inputs)
     while not isinstance(found, Tensor):
         found = next(iter(found.values())) if isinstance(found, dict) else found[0]
     return found.to(torch.float64)

@@ -26,11 +26,11 @@ class Reparameterize(pl.Callback):
     Of a method that does not fold, the adapter file alone.
 
     It works on a copy, from the best checkpoint, after training is over, so that ``test(ckpt_path="best")`` finds the
-    task as it was. The certificate's inputs are held-out images.
+    task as it was. The certificate's inputs are held-out samples.
 
     Args:
         enabled: Whether to fold at all.
-        inputs: Number of held-out images to compare on.
+        inputs: Number of held-out inputs to compare on.
     """
 
     def __init__(self, enabled: bool = True, inputs: int = 64) -> None:
@@ -58,7 +58,8 @@ class Reparameterize(pl.Callback):
         data = getattr(trainer, "datamodule", None)
         used = getattr(data, "input_config", None)
         path = folder / "adapter.safetensors"
-        save_adapter(model, path, (pl_module.head,), pl_module.task_record(used), pl_module.backbone_record)
+        architecture = pl_module.architecture
+        save_adapter(model, path, (pl_module.head,), pl_module.task_record(used), architecture.record())
         if not pl_module.method.folds:
             name = type(pl_module.method).__name__
             logger.info(
@@ -67,7 +68,7 @@ class Reparameterize(pl.Callback):
             return
         batches, source = self._held_out(trainer, pl_module)
         header = read_header(path)
-        certificate = publish(model, header, folder / "merged.safetensors", pl_module.new_backbone, batches, source)
+        certificate = publish(model, header, folder / "merged.safetensors", architecture, batches, source)
         logger.info("folded %d layers, largest float64 error %.1e", len(certificate.layers), certificate.float64_error)
 
     def _best(self, trainer: pl.Trainer, task: PETLTask) -> nn.Module:
@@ -84,17 +85,15 @@ class Reparameterize(pl.Callback):
         return model
 
     def _held_out(self, trainer: pl.Trainer, task: PETLTask) -> tuple[list[Tensor], str]:
-        """Images of the validation split, or of the training split where there is none."""
+        """Inputs of the validation split, or of the training split where there is none."""
         data = getattr(trainer, "datamodule", None)
         if data is None:
-            size = task.input_config.image_size
-            generator = torch.Generator().manual_seed(0)
-            return [torch.randn(min(self.inputs, 8), 3, *size, generator=generator)], "random"
+            return [task.architecture.example(task.backbone, min(self.inputs, 8)).cpu()], "random"
         split = "validation" if data.source("val") is not None else "training"
         loader = data.val_dataloader() if split == "validation" else data.train_dataloader()
         batches, left = [], self.inputs
-        for images, _ in loader:
-            batches.append(images[:left])
+        for batch in loader:
+            batches.append(task.inputs_of(batch)[:left])
             left -= len(batches[-1])
             if left <= 0:
                 break

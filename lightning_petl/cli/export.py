@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lightning_petl.cli.arguments import Parser
-from lightning_petl.cli.merge import builder
+from lightning_petl.cli.merge import choose
 from lightning_petl.exchange import export_peft
 from lightning_petl.tensorfile import read_header
 
@@ -18,8 +18,8 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--backbone", required=True, help="a timm name with its weights, or a file of weights")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR")
     options = parser.parse_args(arguments[1:])
-    build = builder(read_header(options.adapter), options.backbone, str(options.adapter))
-    done = export_peft(build(True), options.adapter, options.out)
+    architecture, weights = choose(read_header(options.adapter), options.backbone, str(options.adapter))
+    done = export_peft(architecture.build(weights), options.adapter, options.out)
     saved = f", {', '.join(done.saved)} stored whole" if done.saved else ""
     print(f"{options.out}: {len(done.layers)} layers of rank {done.rank}{saved}, largest error {done.error:.1e}")
     if done.without_bias:

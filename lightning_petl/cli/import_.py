@@ -28,8 +28,9 @@ def run(arguments: list[str]) -> int:
     options = parser.parse_args(arguments[1:])
     name, settings = options.backbone, _settings(options.backbone_args)
     num_classes = _classes(name, settings, options.folder)
-    model = import_peft(backbones.create(name, settings, num_classes, options.weights or True), options.folder)
-    save_adapter(model, options.out, backbone={"name": name, "arguments": settings | {"num_classes": num_classes}})
+    architecture = backbones.TimmClassifier(name, settings, num_classes)
+    model = import_peft(architecture.build(options.weights or True), options.folder)
+    save_adapter(model, options.out, backbone=architecture.record())
     head = f"a head of {num_classes} outputs" if num_classes else "no head"
     print(f"{options.out}: {len(injection_of(model).targets)} layers of {injection_of(model).method}, {head}")
     return 0

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
-from lightning_petl import backbones
+from lightning_petl.backbones import Architecture, architecture
 from lightning_petl.deployment import publish
 from lightning_petl.errors import AdapterFileError
 from lightning_petl.merging import refuse_unfoldable
@@ -31,28 +27,21 @@ def run(arguments: list[str]) -> int:
             "this is no adapter file", where=f"{options.adapter}: format", fix="give adapter.safetensors"
         )
     refuse_unfoldable(build_method(header, str(options.adapter)))
-    build = builder(header, options.backbone, str(options.adapter))
-    model = load_adapter(build(True), options.adapter).eval()
-    size = backbones.input_config(model).image_size
-    images = torch.randn(8, 3, *size, generator=torch.Generator().manual_seed(0))
-    certificate = publish(model, header, options.out, lambda: build(False), [images], "random")
+    chosen, weights = choose(header, options.backbone, str(options.adapter))
+    model = load_adapter(chosen.build(weights), options.adapter).eval()
+    inputs = chosen.example(model, 8)
+    certificate = publish(model, header, options.out, chosen, [inputs], "random")
     print(
         f"{options.out}: {len(certificate.layers)} layers folded, largest float64 error {certificate.float64_error:.1e}"
     )
     return 0
 
 
-def builder(header: Header, backbone: str, path: str) -> Callable[[bool], nn.Module]:
-    """How to build the backbone that a header names; the argument says whether with weights."""
+def choose(header: Header, backbone: str, path: str) -> tuple[Architecture, bool | str]:
+    """The architecture that a header names, and the weights to build it with; another name may bring others."""
     record: Any = header.get("backbone")
-    if not isinstance(record, dict) or not isinstance(record.get("arguments"), dict):
+    if not isinstance(record, dict):
         raise AdapterFileError("the header does not say how to build the backbone", where=f"{path}: backbone")
-    arguments = dict(record["arguments"])
-    num_classes = int(arguments.pop("num_classes", 0))
     is_file = Path(backbone).is_file() or ":" in backbone or Path(backbone).suffix in (".safetensors", ".pth", ".npz")
-    name, weights = (str(record["name"]), backbone) if is_file else (backbone, True)
-
-    def build(pretrained: bool) -> nn.Module:
-        return backbones.create(name, arguments, num_classes, weights if pretrained else False)
-
-    return build
+    named = record if is_file else record | {"name": backbone}
+    return architecture(named, path), backbone if is_file else True

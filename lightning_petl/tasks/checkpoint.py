@@ -60,7 +60,7 @@ def record(task: PETLTask) -> dict[str, Any]:
         "method.name": method.name,
         "method.distribution": method.distribution,
         "method.arguments": task.method.arguments,
-        "backbone.name": task.backbone_name,
+        **{f"backbone.{field}": value for field, value in task.architecture.record().items() if field != "arguments"},
         "num_classes": task.num_classes,
         "classes": None if task.classes is None else list(task.classes),
         "backbone.fingerprint": frozen,

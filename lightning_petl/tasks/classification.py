@@ -13,6 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms import v2
 
 from lightning_petl.adapter import Method
+from lightning_petl.backbones import Architecture, TimmArgument, TimmClassifier
 from lightning_petl.errors import ConfigError, PETLError
 from lightning_petl.tasks.task import PETLTask
 
@@ -55,6 +56,10 @@ class ClassificationTask(PETLTask):
         self.mix = _mixing(self.num_classes, mixup, cutmix, mixup_switch)
         self.val_metrics = _metrics(self.num_classes, "val/")
         self.test_metrics = _metrics(self.num_classes, "test/")
+
+    def choose_architecture(self, name: str, arguments: dict[str, TimmArgument], num_classes: int) -> Architecture:
+        """A timm model with its own classifier."""
+        return TimmClassifier(name, arguments, num_classes)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The mean cross entropy of one batch.

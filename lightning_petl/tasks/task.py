@@ -13,9 +13,8 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import Tensor, nn
 
-from lightning_petl import backbones
 from lightning_petl.adapter import JSON, Adapter, Method
-from lightning_petl.backbones import TimmArgument
+from lightning_petl.backbones import Architecture, TimmArgument
 from lightning_petl.data.input_config import InputConfig
 from lightning_petl.errors import ConfigError, PETLError
 from lightning_petl.injection import inject
@@ -80,7 +79,6 @@ class PETLTask(pl.LightningModule, ABC):
         backbone_mode: BackboneMode = "bn_eval",
     ) -> None:
         super().__init__()
-        self.backbone_name, self.backbone_args = backbone, dict(backbone_args or {})
         self.method, self.optimizer_of = method, optimizer
         self.warmup_epochs, self.warmup_lr, self.min_lr = warmup_epochs, warmup_lr, min_lr
         if schedule not in get_args(Schedule):
@@ -92,12 +90,23 @@ class PETLTask(pl.LightningModule, ABC):
         self.weights = weights
         self.weights_header = None if weights is None else self._check_weights(weights)
         merged = self.weights_header is not None and self.weights_header["format"] == MERGED_FORMAT
-        self.backbone = backbones.create(backbone, self.backbone_args, self.num_classes, not merged and pretrained)
-        self.input_config = backbones.input_config(self.backbone)
-        self.head = backbones.head_path(self.backbone)
+        self.architecture = self.choose_architecture(backbone, dict(backbone_args or {}), self.num_classes)
+        self.backbone = self.architecture.build(not merged and pretrained)
+        self.input_config = self.architecture.input_config(self.backbone)
+        self.head = self.architecture.head(self.backbone)
         self._adapt(merged)
         # Whatever a checkpoint lacks is compared by name in on_load_checkpoint; the frozen rest is not in it.
         self.strict_loading = False
+
+    @abstractmethod
+    def choose_architecture(self, name: str, arguments: dict[str, TimmArgument], num_classes: int) -> Architecture:
+        """The backbone and head to train. Called once, by the constructor of this class.
+
+        Args:
+            name: As given, ``model.backbone``.
+            arguments: As given, ``model.backbone_args``.
+            num_classes: Number of classes.
+        """
 
     def _adapt(self, merged: bool) -> None:
         if merged:
@@ -139,25 +148,19 @@ class PETLTask(pl.LightningModule, ABC):
             )
             raise ConfigError(f"{text} ({', '.join(differ[:5]) or 'in their order'})", where=f"{path}: task.classes")
 
-    def new_backbone(self) -> nn.Module:
-        """The plain backbone built anew, without pretrained weights."""
-        return backbones.create(self.backbone_name, self.backbone_args, self.num_classes)
-
-    @property
-    def backbone_record(self) -> dict[str, JSON]:
-        """How to build the backbone: timm's name and arguments, as JSON values."""
-        arguments = cast(dict[str, JSON], self.backbone_args | {"num_classes": self.num_classes})
-        return {"name": self.backbone_name, "arguments": arguments}
-
     def task_record(self, used: InputConfig | None) -> dict[str, JSON]:
         """What a consumer needs to predict: the kind of task, class names, and how images become inputs."""
         inputs = cast(dict[str, JSON], (used or self.input_config).to_dict())
         classes: JSON = None if self.classes is None else list(self.classes)
         return {"kind": type(self).__name__, "classes": classes, "num_classes": self.num_classes, "input": inputs}
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Outputs of the backbone's head: ``(batch, 3, height, width)`` to ``(batch, classes)``."""
-        return cast(Tensor, self.backbone(images))
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Scores ``(batch, classes, ...)`` of inputs ``(batch, ...)``, such as images ``(batch, 3, height, width)``."""
+        return self.architecture.run(self.backbone, inputs)
+
+    def inputs_of(self, batch: Any) -> Tensor:
+        """What `forward` gets of an evaluation batch; the batch's first part here."""
+        return cast(Tensor, batch[0])
 
     @abstractmethod
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from lightning_petl import backbones, cli
+from lightning_petl import cli
+from lightning_petl.backbones import timm_models
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ["--config", str(ROOT / "configs/quickstart.yaml"), "--trainer.enable_progress_bar", "false"]
@@ -18,7 +19,7 @@ PREFIX = "lightning-petl: error: "
 
 
 class NoModel:
-    """Stands for `backbones.create`, and remembers whether a command got as far as building a model."""
+    """Stands for `timm_models.create`, and remembers whether a command got as far as building a model."""
 
     def __init__(self) -> None:
         self.called = False
@@ -31,7 +32,7 @@ class NoModel:
 @pytest.fixture
 def no_model(monkeypatch: pytest.MonkeyPatch) -> NoModel:
     stand_in = NoModel()
-    monkeypatch.setattr(backbones, "create", stand_in)
+    monkeypatch.setattr(timm_models, "create", stand_in)
     return stand_in
 
 
