@@ -6,11 +6,27 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from lightning_petl.data.images import EXTENSIONS
 from lightning_petl.data.notices import DataWarning, listed
 from lightning_petl.data.sources import Sample
 from lightning_petl.errors import DataError
+
+
+class FileKind(NamedTuple):
+    """What a scan looks for.
+
+    Attributes:
+        noun: Its name in messages.
+        extensions: Suffixes in lower case.
+    """
+
+    noun: str
+    extensions: frozenset[str]
+
+
+IMAGES = FileKind("image", EXTENSIONS)
 
 
 def class_names(tree: Path, field: str) -> tuple[str, ...]:
@@ -27,7 +43,7 @@ def class_names(tree: Path, field: str) -> tuple[str, ...]:
     names = sorted(path.name for path in tree.iterdir() if not path.name.startswith(".") and path.is_dir())
     if not names:
         raise DataError(
-            f"{tree} has no class folders", where=field, fix="put the images of each class into a folder of its name"
+            f"{tree} has no class folders", where=field, fix="put the files of each class into a folder of its name"
         )
     spelt: dict[str, str] = {}
     for name in names:
@@ -61,8 +77,8 @@ def require_same_classes(first: Path, expected: Sequence[str], second: Path, fou
         )
 
 
-def scan_classes(tree: Path, classes: Sequence[str], field: str) -> list[Sample]:
-    """Lists the images of all classes, ordered by class and by path, with labels ``0..len(classes) - 1``.
+def scan_classes(tree: Path, classes: Sequence[str], field: str, kind: FileKind = IMAGES) -> list[Sample]:
+    """Lists the files of all classes, ordered by class and by path, with labels ``0..len(classes) - 1``.
 
     Raises:
         DataError: Class folders without any image (all are named), or a folder that cannot be read.
@@ -71,46 +87,55 @@ def scan_classes(tree: Path, classes: Sequence[str], field: str) -> list[Sample]
     samples: list[Sample] = []
     empty: list[str] = []
     for label, name in enumerate(classes):
-        images = _images(tree / name, left_out)
-        samples += [Sample(path, label) for path in images]
-        if not images:
+        files = _matching(tree / name, kind, left_out)
+        samples += [Sample(path, label) for path in files]
+        if not files:
             empty.append(name)
-    _warn_left_out(tree, left_out)
+    _warn_left_out(tree, kind, left_out)
     if empty:
         raise DataError(
-            f"{len(empty)} class folders of {tree} have no image: {listed(empty)}",
+            f"{len(empty)} class folders of {tree} have no {kind.noun}: {listed(empty)}",
             where=field,
-            fix=f"fill or remove them; images end in {', '.join(sorted(EXTENSIONS))}",
+            fix=f"fill or remove them; {kind.noun}s end in {', '.join(sorted(kind.extensions))}",
         )
     return samples
 
 
 def scan_images(folder: Path, field: str) -> list[Sample]:
-    """Lists all images below a folder, ordered by path, without labels (-1).
+    """Lists all images below a folder, see `scan_files`."""
+    return scan_files(folder, field, IMAGES)
+
+
+def scan_files(folder: Path, field: str, kind: FileKind) -> list[Sample]:
+    """Lists all files of a kind below a folder, ordered by path, without labels (-1).
 
     Raises:
-        DataError: There is no such folder or no image below it.
+        DataError: There is no such folder or no such file below it.
     """
     require_folder(folder, field)
     left_out: list[str] = []
-    images = _images(folder, left_out)
-    _warn_left_out(folder, left_out)
-    if not images:
-        raise DataError(
-            f"{folder} has no image", where=field, fix=f"images end in {', '.join(sorted(EXTENSIONS))}, at any depth"
-        )
-    return [Sample(path, -1) for path in images]
+    files = _matching(folder, kind, left_out)
+    _warn_left_out(folder, kind, left_out)
+    if not files:
+        endings = ", ".join(sorted(kind.extensions))
+        raise DataError(f"{folder} has no {kind.noun}", where=field, fix=f"{kind.noun}s end in {endings}, at any depth")
+    return [Sample(path, -1) for path in files]
 
 
-def _images(folder: Path, left_out: list[str]) -> list[str]:
-    """Paths of the images below a folder, sorted; visible files of other kinds are appended to ``left_out``."""
-    images: list[str] = []
-    for path in _files(folder):
-        (images if os.path.splitext(path)[1].lower() in EXTENSIONS else left_out).append(path)  # noqa: PTH122 - speed
-    return sorted(images)
+def _matching(folder: Path, kind: FileKind, left_out: list[str]) -> list[str]:
+    """Paths of the files below a folder, sorted; visible files of other kinds are appended to ``left_out``."""
+    found: list[str] = []
+    for path in files_below(folder):
+        (found if os.path.splitext(path)[1].lower() in kind.extensions else left_out).append(path)  # noqa: PTH122
+    return sorted(found)
 
 
-def _files(folder: Path) -> Iterator[str]:
+def files_below(folder: Path) -> Iterator[str]:
+    """Paths of all visible files below a folder, links followed.
+
+    Raises:
+        DataError: A folder cannot be read, or a link leads in a circle.
+    """
     seen: set[str] = set()
     for parent, folders, files in os.walk(folder, followlinks=True, onerror=_refuse):
         real = os.path.realpath(parent)
@@ -128,10 +153,10 @@ def _refuse(error: OSError) -> None:
     ) from error
 
 
-def _warn_left_out(folder: Path, left_out: Sequence[str]) -> None:
+def _warn_left_out(folder: Path, kind: FileKind, left_out: Sequence[str]) -> None:
     if left_out:
         warnings.warn(
-            f"{len(left_out)} files of {folder} are left out, as no images of a class by name or place: "
+            f"{len(left_out)} files of {folder} are left out, as no {kind.noun}s of a class by name or place: "
             f"{listed(sorted(left_out), shown=3)}",
             DataWarning,
             stacklevel=3,

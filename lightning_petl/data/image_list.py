@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Unpack
 
 from lightning_petl.data.folder_tree import require_folder, scan_images
 from lightning_petl.data.image_module import ImageDataModule, ImageOptions
 from lightning_petl.data.images import DEFAULT_LIMITS, ImageLimits
-from lightning_petl.data.list_file import read_list, require_disjoint
-from lightning_petl.data.notices import DataWarning, listed
+from lightning_petl.data.list_file import checked_classes, declared_classes, read_list, require_disjoint
 from lightning_petl.data.sources import FileSource, Sample
-from lightning_petl.errors import ConfigError, DataError
 
 
 class ImageListData(ImageDataModule):
@@ -57,7 +53,7 @@ class ImageListData(ImageDataModule):
         super().__init__(**options)
         base = Path(root).expanduser()
         require_folder(base, "data.root")
-        declared = _declared_classes(class_names, num_classes)
+        declared = declared_classes(class_names, num_classes)
         samples: dict[str, list[Sample]] = {}
         self._sources: dict[str, FileSource] = {}
         for split, name in (("train", train_list), ("val", val_list), ("test", test_list)):
@@ -67,7 +63,7 @@ class ImageListData(ImageDataModule):
             count = len(declared) if declared is not None else None
             samples[split] = read_list(base / name, base, count, allow_outside_root, option)
             if split == "train":
-                declared = _class_names(samples["train"], declared, base / name)
+                declared = checked_classes(samples["train"], declared, base / name)
             else:
                 require_disjoint(samples["train"], samples[split], option)
             self._sources[split] = FileSource(split, samples[split], base, limits, base / name)
@@ -87,38 +83,3 @@ class ImageListData(ImageDataModule):
     def source(self, split: str) -> FileSource | None:
         """The files of a split."""
         return self._sources.get(split)
-
-
-def _declared_classes(class_names: Sequence[str] | None, num_classes: int | None) -> tuple[str, ...] | None:
-    if num_classes is not None and num_classes < 1:
-        raise ConfigError(f"num_classes is {num_classes}", where="data.num_classes", fix="give 1 or more")
-    if class_names is None:
-        return None if num_classes is None else tuple(map(str, range(num_classes)))
-    if len(set(class_names)) < len(class_names) or not class_names:
-        raise ConfigError(
-            "class_names is empty or repeats a name", where="data.class_names", fix="name each label once"
-        )
-    if num_classes not in (None, len(class_names)):
-        raise ConfigError(
-            f"num_classes is {num_classes}, and there are {len(class_names)} class_names",
-            where="data.num_classes",
-            fix="correct one of them",
-        )
-    return tuple(class_names)
-
-
-def _class_names(samples: Sequence[Sample], declared: tuple[str, ...] | None, file: Path) -> tuple[str, ...]:
-    """The declared classes, or as many as the training labels show; labels without a sample do not pass in silence."""
-    found = {sample.label for sample in samples}
-    names = declared if declared is not None else tuple(map(str, range(max(found) + 1)))
-    unseen = [name for label, name in enumerate(names) if label not in found]
-    if unseen and declared is None:
-        raise DataError(
-            f"the labels go up to {max(found)}, and {len(unseen)} below have no sample: {listed(unseen)}",
-            where=str(file),
-            fix="correct the labels, or give data.num_classes if that is how it is",
-        )
-    if unseen:
-        text = f"{file}: {len(unseen)} of {len(names)} classes have no training sample: {listed(unseen)}"
-        warnings.warn(text, DataWarning, stacklevel=3)
-    return names

@@ -16,13 +16,20 @@ from pathlib import Path
 
 from lightning_petl.data.notices import DataWarning, listed
 from lightning_petl.data.sources import Sample
-from lightning_petl.errors import DataError
+from lightning_petl.errors import ConfigError, DataError
 
 _LINE = re.compile(r"(?P<path>.*?)\s*[,\s]\s*(?P<label>[^,\s]+)")
 _WHOLE = re.compile(r"[+-]?[0-9]+")
 
 
-def read_list(file: Path, root: Path, num_classes: int | None, allow_outside_root: bool, option: str) -> list[Sample]:
+def read_list(
+    file: Path,
+    root: Path,
+    num_classes: int | None,
+    allow_outside_root: bool,
+    option: str,
+    missing: list[str] | None = None,
+) -> list[Sample]:
     """Reads and checks a list file.
 
     Args:
@@ -31,6 +38,7 @@ def read_list(file: Path, root: Path, num_classes: int | None, allow_outside_roo
         num_classes: Labels run from 0 to ``num_classes - 1``; None accepts every label from 0.
         allow_outside_root: Accept paths that lead out of ``root``.
         option: Configuration field that gave the list, for messages.
+        missing: Takes the paths that do not exist, which are no faults then.
 
     Returns:
         The samples in the order of the list, with absolute paths and line numbers from 1.
@@ -47,18 +55,32 @@ def read_list(file: Path, root: Path, num_classes: int | None, allow_outside_roo
         try:
             path, label = _fields(line.strip(), num_classes)
             samples.append(Sample(check(os.path.normpath(root / path)), label, number))
+        except _MissingFile as fault:
+            if missing is None:
+                faults.append(f"{file.name}:{number}: {fault}")
+            else:
+                missing.append(fault.path)
         except _BadLine as fault:
             faults.append(f"{file.name}:{number}: {fault}")
     if faults:
         raise DataError(f"{len(faults)} bad lines: {listed(faults, '; ')}", where=str(file), fix="correct these lines")
-    if not samples:
+    if not samples and not missing:
         raise DataError("the list has no samples", where=str(file), fix="write one `path label` a line")
-    _warn_duplicates(file, samples)
+    if missing is None:
+        warn_duplicates(file, samples)
     return samples
 
 
 class _BadLine(Exception):  # noqa: N818 - never leaves this file
     """A fault of one line, in words."""
+
+
+class _MissingFile(_BadLine):
+    """A path that leads to no file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        super().__init__(f"{path} does not exist")
 
 
 def _text(file: Path, option: str) -> str:
@@ -111,7 +133,7 @@ class _PathCheck:
         if not inside and not self.allow_outside:
             raise _BadLine(f"{path} leads out of {self.root} (data.allow_outside_root permits it)")
         if linked is None or (linked and not os.path.isfile(path)):  # noqa: PTH113 - paths are strings here
-            raise _BadLine(f"{path} does not exist")
+            raise _MissingFile(path)
         return path
 
     def _read(self, folder: str) -> _Folder:
@@ -128,7 +150,8 @@ class _PathCheck:
         return os.path.commonpath([self.root, real]) == self.root
 
 
-def _warn_duplicates(file: Path, samples: Sequence[Sample]) -> None:
+def warn_duplicates(file: Path, samples: Sequence[Sample]) -> None:
+    """Says how many files a list has more than once."""
     labels = dict[str, set[int]]()
     for sample in samples:
         labels.setdefault(sample.path, set()).add(sample.label)
@@ -154,7 +177,7 @@ def require_disjoint(train: Sequence[Sample], other: Sequence[Sample], option: s
         raise DataError(
             f"{len(shared)} files are in the training list too: {listed(shared, shown=3)}",
             where=option,
-            fix="remove them from one of the lists: scores on training images mean nothing",
+            fix="remove them from one of the lists: scores on training samples mean nothing",
         )
 
 
@@ -163,3 +186,52 @@ def _real_paths(samples: Sequence[Sample]) -> set[str]:
     folders = {folder: os.path.realpath(folder) for folder in {os.path.dirname(s.path) for s in samples}}  # noqa: PTH120
     paths = (os.path.join(folders[head], tail) for head, tail in (os.path.split(s.path) for s in samples))  # noqa: PTH118
     return {os.path.realpath(path) if os.path.islink(path) else path for path in paths}  # noqa: PTH114
+
+
+def declared_classes(class_names: Sequence[str] | None, num_classes: int | None) -> tuple[str, ...] | None:
+    """The classes that the user names or counts; None leaves them to the training labels.
+
+    Raises:
+        ConfigError: Names and number disagree, or are none.
+    """
+    if num_classes is not None and num_classes < 1:
+        raise ConfigError(f"num_classes is {num_classes}", where="data.num_classes", fix="give 1 or more")
+    if class_names is None:
+        return None if num_classes is None else tuple(map(str, range(num_classes)))
+    if len(set(class_names)) < len(class_names) or not class_names:
+        raise ConfigError(
+            "class_names is empty or repeats a name", where="data.class_names", fix="name each label once"
+        )
+    if num_classes not in (None, len(class_names)):
+        raise ConfigError(
+            f"num_classes is {num_classes}, and there are {len(class_names)} class_names",
+            where="data.num_classes",
+            fix="correct one of them",
+        )
+    return tuple(class_names)
+
+
+def checked_classes(samples: Sequence[Sample], declared: tuple[str, ...] | None, file: Path) -> tuple[str, ...]:
+    """The declared classes, or as many as the training labels show; labels without a sample do not pass in silence.
+
+    Args:
+        samples: Of training.
+        declared: See `declared_classes`.
+        file: The training list, for messages.
+
+    Raises:
+        DataError: Nothing is declared, and a label below the largest has no sample.
+    """
+    found = {sample.label for sample in samples}
+    names = declared if declared is not None else tuple(map(str, range(max(found) + 1)))
+    unseen = [name for label, name in enumerate(names) if label not in found]
+    if unseen and declared is None:
+        raise DataError(
+            f"the labels go up to {max(found)}, and {len(unseen)} below have no sample: {listed(unseen)}",
+            where=str(file),
+            fix="correct the labels, or give data.num_classes if that is how it is",
+        )
+    if unseen:
+        text = f"{file}: {len(unseen)} of {len(names)} classes have no training sample: {listed(unseen)}"
+        warnings.warn(text, DataWarning, stacklevel=3)
+    return names

@@ -1,0 +1,65 @@
+"""Videos named by list files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Unpack
+
+from lightning_petl.data.folder_tree import require_folder, scan_files
+from lightning_petl.data.list_file import checked_classes, declared_classes, read_list
+from lightning_petl.data.video.files import VIDEOS
+from lightning_petl.data.video.module import VideoDataModule, VideoOptions
+from lightning_petl.data.video.splits import Split
+
+
+class VideoListData(VideoDataModule):
+    """Videos named by list files, one ``path label`` a line with paths relative to ``root``, as for `ImageListData`.
+
+    Args:
+        root: Folder of the data set. Lists are relative to it too, unless absolute.
+        train_list: List of the training split.
+        val_list: List of the validation split, or null.
+        test_list: List of the test split, or null.
+        class_names: Name of each label, in order; null names them "0", "1" and so on.
+        num_classes: Number of classes; null takes it from ``class_names``, else from the training labels, which then
+            have no gaps.
+        allow_outside_root: Accept paths that lead out of ``root``, by ``..``, as absolute paths or through links.
+        predict: Folder of videos to predict, relative to ``root``; null predicts the test split.
+        **options: See `VideoOptions`.
+
+    Raises:
+        DataError: A list or a video file is missing, lines are bad, or training shares files with another split.
+        ConfigError: An option is out of its range, or class names and their number disagree.
+    """
+
+    split_suffix = "_list"
+
+    def __init__(
+        self,
+        root: str,
+        train_list: str,
+        val_list: str | None = None,
+        test_list: str | None = None,
+        class_names: tuple[str, ...] | None = None,
+        num_classes: int | None = None,
+        allow_outside_root: bool = False,
+        predict: str | None = None,
+        **options: Unpack[VideoOptions],
+    ) -> None:
+        super().__init__(**options)
+        base = Path(root).expanduser()
+        require_folder(base, "data.root")
+        classes = declared_classes(class_names, num_classes)
+        splits: dict[str, Split] = {}
+        for name, file in (("train", train_list), ("val", val_list), ("test", test_list)):
+            if file is None:
+                continue
+            splits[name] = split = Split([], base, base / file, option=f"data.{name}_list")
+            count = None if classes is None else len(classes)
+            split.samples = read_list(base / file, base, count, allow_outside_root, split.option, split.missing)
+            if classes is None and split.samples:  # the training list, which comes first
+                complete = not split.missing or self.missing == "drop"
+                classes = checked_classes(split.samples, None, base / file) if complete else ()
+        if predict is not None:
+            splits["predict"] = Split(scan_files(base / predict, "data.predict", VIDEOS), base / predict)
+        self.fill(splits, classes or ())

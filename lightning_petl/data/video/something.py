@@ -1,0 +1,145 @@
+"""Something-Something v2 (arXiv 1706.04261): labels as sentences with placeholders, in JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn, Unpack
+
+from lightning_petl.data.folder_tree import require_folder, scan_files
+from lightning_petl.data.notices import listed
+from lightning_petl.data.video.files import VIDEOS, VideoFolder
+from lightning_petl.data.video.module import VideoDataModule, VideoOptions
+from lightning_petl.data.video.splits import Entry, Split, locate, read_lines
+from lightning_petl.errors import DataError
+
+_ID = re.compile(r"[\w-]+", re.ASCII)
+
+
+class SomethingSomethingV2Data(VideoDataModule):
+    """Something-Something v2, and what is written in its layout, such as `lightning-petl data make moving-digits`.
+
+    ``labels`` maps each sentence to its number. A list names videos by ``id``, with the sentence as ``template``, in
+    which placeholders stand in brackets. Files are ``<videos>/<id>`` with the suffix of the copy at hand, WebM or MP4.
+    The official test list has no templates: its labels are in ``test_answers``, and without that file it serves
+    prediction.
+
+    Clips are not flipped: "left to right" would become "right to left".
+
+    Args:
+        root: Folder of the data set; everything else is relative to it.
+        train: List of the training split.
+        val: List of the validation split, or null.
+        test: List of the test split, or null.
+        labels: Number of each sentence.
+        test_answers: ``id;sentence`` a line for the test list, or null where the list has templates or none are known.
+        videos: Folder of all videos.
+        predict: Folder of videos to predict, any tree; null predicts the test split.
+        **options: See `VideoOptions`.
+
+    Raises:
+        DataError: A file or videos are missing, a list does not read, has unknown sentences, or training shares files
+            with another split.
+        ConfigError: An option is out of its range.
+    """
+
+    flips = False
+
+    def __init__(
+        self,
+        root: str,
+        train: str = "train.json",
+        val: str | None = "validation.json",
+        test: str | None = "test.json",
+        labels: str = "labels.json",
+        test_answers: str | None = None,
+        videos: str = "videos",
+        predict: str | None = None,
+        **options: Unpack[VideoOptions],
+    ) -> None:
+        super().__init__(**options)
+        base = Path(root).expanduser()
+        require_folder(base, "data.root")
+        require_folder(base / videos, "data.videos")
+        numbers, folder = _numbers(base / labels), VideoFolder(base / videos)
+        answers = {} if test_answers is None else _answers(base / test_answers)
+        splits: dict[str, Split] = {}
+        for name, file in (("train", train), ("val", val), ("test", test)):
+            if file is not None:
+                known = answers if name == "test" else {}
+                entries = _entries(base / file, f"data.{name}", numbers, known, name == "test" and not answers)
+                splits[name] = locate(entries, folder, base / file, f"data.{name}")
+        if predict is not None:
+            splits["predict"] = Split(scan_files(base / predict, "data.predict", VIDEOS), base / predict)
+        self.fill(splits, sorted(numbers, key=numbers.__getitem__))
+
+
+def _json(file: Path, option: str) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise DataError(
+            f"the file {file} cannot be read: {error.strerror}", where=option, fix=f"correct {option}"
+        ) from error
+    except ValueError as error:
+        raise DataError(f"the file is no JSON: {error}", where=str(file), fix=f"correct {option}") from error
+
+
+def _numbers(file: Path) -> dict[str, int]:
+    """The number of each sentence, which run from 0."""
+    found = _json(file, "data.labels")
+    if not isinstance(found, dict) or not found:
+        _refuse("the file maps no sentences to numbers", file)
+    try:
+        numbers = {str(sentence): int(number) for sentence, number in found.items()}
+    except (TypeError, ValueError):
+        _refuse("a sentence's number is none", file)
+    if sorted(numbers.values()) != list(range(len(numbers))):
+        _refuse(f"the numbers of {len(numbers)} sentences are not 0 to {len(numbers) - 1}", file)
+    return numbers
+
+
+def _entries(
+    file: Path, option: str, numbers: Mapping[str, int], answers: Mapping[str, str], may_lack: bool
+) -> list[Entry]:
+    """Reads a list. ``may_lack`` is for the test list, whose sentences may be unknown."""
+    found = _json(file, option)
+    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+        _refuse("the file is no list of videos", file)
+    entries: list[Entry] = []
+    faults: list[str] = []
+    for place, entry in enumerate(found):
+        name = str(entry.get("id", ""))
+        sentence = answers.get(name) or entry.get("template")
+        plain = re.sub(r"[\[\]]", "", str(sentence))
+        if not _ID.fullmatch(name):
+            faults.append(f"entry {place} has no id")
+        elif sentence is None and not may_lack:
+            faults.append(f"{name} has no template")
+        elif sentence is not None and plain not in numbers:
+            faults.append(f"{name}: {plain!r} is not in the labels")
+        else:
+            entries.append(Entry((name,), -1 if sentence is None else numbers[plain]))
+    if faults:
+        _refuse(f"{len(faults)} bad entries: {listed(faults, '; ', shown=5)}", file)
+    if any(entry.label < 0 for entry in entries) and any(entry.label >= 0 for entry in entries):
+        _refuse("some of the videos have a template and some have none", file)
+    return entries
+
+
+def _answers(file: Path) -> dict[str, str]:
+    """The sentence of each video, of lines ``id;sentence``."""
+    found = {}
+    for number, line in enumerate(read_lines(file), start=1):
+        if line.strip():
+            name, separator, sentence = line.partition(";")
+            if not separator:
+                _refuse(f"line {number} is not `id;sentence`", file)
+            found[name.strip()] = sentence.strip().strip('"')
+    return found
+
+
+def _refuse(what: str, file: Path) -> NoReturn:
+    raise DataError(what, where=str(file), fix="correct the file, or take the one of the data set")
