@@ -11,18 +11,45 @@ from typing import Any, NoReturn
 import pytorch_lightning as pl
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from lightning_petl.callbacks import BestCheckpoint, PredictionWriter, Reparameterize, ResultsWriter
-from lightning_petl.cli import cause, preflight
+from lightning_petl.cli import Stopped, cause, preflight
 from lightning_petl.cli.config_files import ConfigFiles
 from lightning_petl.cli.messages import explain
-from lightning_petl.data import DigitsData, ImageFolderData, ImageListData
+from lightning_petl.data import (
+    ADE20KData,
+    CityscapesData,
+    DigitsData,
+    HMDB51Data,
+    ImageFolderData,
+    ImageListData,
+    KineticsData,
+    PascalVOCData,
+    SegmentationFolderData,
+    SomethingSomethingV2Data,
+    UCF101Data,
+    VideoListData,
+)
 from lightning_petl.errors import ConfigError, PETLError
 from lightning_petl.plugins import Methods, list_methods, load_method, unknown_method
 from lightning_petl.tasks import PETLTask
 
 # Short class names in YAML resolve among the classes that are imported: these and the installed methods.
-DATA_MODULES = (ImageFolderData, ImageListData, DigitsData)
+DATA_MODULES = (
+    ImageFolderData,
+    ImageListData,
+    DigitsData,
+    ADE20KData,
+    SegmentationFolderData,
+    PascalVOCData,
+    CityscapesData,
+    VideoListData,
+    KineticsData,
+    SomethingSomethingV2Data,
+    HMDB51Data,
+    UCF101Data,
+)
 _TASK, _DATA = "lightning_petl.tasks.ClassificationTask", "lightning_petl.data.ImageFolderData"
 
 
@@ -37,14 +64,14 @@ def run(arguments: list[str]) -> int:
     # In sys.argv, too: processes that a distributed strategy starts run this command again from there.
     before, sys.argv[1:] = sys.argv[1:], _resolve_method(arguments, methods)
     try:
-        cli = _cli()
+        _cli()
     except Exception as error:
         if not isinstance(found := cause(error), PETLError):
             raise
         raise files.located(found) from error
     finally:
         sys.argv[1:] = before
-    return 143 if cli.trainer.received_sigterm else 0
+    return 0
 
 
 def _cli() -> PETLCLI:
@@ -118,6 +145,27 @@ class PETLCLI(LightningCLI):
         model, ckpt_path = self._get(self.config, "model"), self._get(self.config, "ckpt_path")
         weights = model.get("init_args", {}).get("weights")
         preflight.check(str(self.subcommand), vars(self._get(self.config, "trainer")), ckpt_path, weights)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Runs a Trainer command.
+
+        Raises:
+            Stopped: A signal ended it. Lightning's own exits would pass for success, or for any error.
+        """
+        try:
+            super()._run_subcommand(subcommand)
+        except SystemExit as exit_:
+            if isinstance(exit_.__context__, KeyboardInterrupt):
+                raise Stopped(self._told(f"{subcommand} was interrupted"), 130) from None
+            if not isinstance(exit_, SIGTERMException):
+                raise
+        if self.trainer.received_sigterm:
+            raise Stopped(self._told(f"SIGTERM ended {subcommand}"), 143)
+
+    def _told(self, what: str) -> str:
+        """What ended a run, with its last checkpoint, if it left one."""
+        last = getattr(self.trainer.checkpoint_callback, "last_model_path", "")
+        return f"{what} [{self.trainer.default_root_dir}]" + (f" - go on with --ckpt_path {last}" if last else "")
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Gives the run its folder, and the callbacks that write into it."""

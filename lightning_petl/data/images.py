@@ -122,10 +122,11 @@ def decode(path: str | os.PathLike[str], limits: ImageLimits = DEFAULT_LIMITS) -
         raise
     except Exception as error:
         # Decoders of damaged files raise whatever they trip over: OSError, SyntaxError, ValueError, struct.error...
-        raise DataError(_reason(name, error), where=name, fix="replace the file or remove it from the data") from error
+        raise DataError(failure(name, error), where=name, fix="replace the file or remove it from the data") from error
 
 
-def _reason(path: str, error: Exception) -> str:
+def failure(path: str, error: Exception) -> str:
+    """What went wrong when a file was opened or decoded, in words."""
     if isinstance(error, UnidentifiedImageError):
         empty = not Path(path).stat().st_size
         return (

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from lightning_petl.data.input_config import INTERPOLATIONS, InputConfig
-from lightning_petl.data.transforms import require_kind
+from lightning_petl.data.transforms import KINDS, require_kind
 from lightning_petl.errors import ConfigError
 
 NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]] | None] = {
@@ -20,6 +21,9 @@ NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]] | None] = 
 class InputChoice:
     """The options of a data module that decide its `InputConfig`; None is the backbone's own, see `ImageOptions`."""
 
+    kinds: ClassVar[tuple[str, ...]] = KINDS
+    """What ``eval_transform`` may be."""
+
     image_size: int | None
     normalization: str
     mean: tuple[float, float, float] | None
@@ -29,7 +33,7 @@ class InputChoice:
     eval_transform: str
 
     def __post_init__(self) -> None:
-        require_kind(self.eval_transform, "data.eval_transform")
+        require_kind(self.eval_transform, "data.eval_transform", self.kinds)
         self._check_normalization()
         for option, ok, need in (
             ("image_size", self.image_size is None or self.image_size >= 1, "give pixels of 1 or more"),

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, fields
 from lightning_petl.errors import ConfigError
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
-EVAL_TRANSFORMS = ("resize", "crop", "timm")
+EVAL_TRANSFORMS = ("resize", "crop", "timm", "short", "original")
+"""The last two are those of segmentation, see `lightning_petl.data.segmentation.transforms`."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class InputConfig:
         image_size: Height and width of the input, pixels.
         interpolation: Resampling filter, one of `INTERPOLATIONS`.
         crop_pct: Part of the resized shorter side that the centre crop keeps, in (0, 1]. Unused by "resize".
-        eval_transform: How an image gets to ``image_size`` outside training, see `lightning_petl.data.transforms`.
+        eval_transform: How an image becomes an input outside training, see `lightning_petl.data.transforms`, and for
+            segmentation `lightning_petl.data.segmentation.transforms`.
     """
 
     mean: tuple[float, ...]

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from lightning_petl.data.input_config import EVAL_TRANSFORMS, InputConfig
+from lightning_petl.data.input_config import InputConfig
 from lightning_petl.errors import ConfigError
 
 Transform = Callable[[Image.Image], Tensor]
@@ -28,7 +28,7 @@ Transform = Callable[[Image.Image], Tensor]
 
 TimmArgs = Mapping[str, bool | int | float | str | Sequence[float] | None]
 
-KINDS = EVAL_TRANSFORMS
+KINDS = ("resize", "crop", "timm")
 
 # Ours to decide: a second value would contradict InputConfig, or change what the transform returns.
 _RESERVED = frozenset({"input_size", "is_training", "mean", "std", "normalize", "use_prefetcher", "separate", "naflex"})
@@ -67,6 +67,7 @@ def eval_transform(config: InputConfig) -> Transform:
     Raises:
         ConfigError: "crop" is asked for with an input that is not square.
     """
+    require_kind(config.eval_transform, "data.eval_transform")
     if config.eval_transform == "timm":
         return _timm(config, False, {"interpolation": config.interpolation, "crop_pct": config.crop_pct})
     if config.eval_transform == "resize":
@@ -83,10 +84,10 @@ def eval_transform(config: InputConfig) -> Transform:
     return _chain(config, shorter, v2.CenterCrop(height))
 
 
-def require_kind(kind: str, option: str) -> None:
-    """Raises a `ConfigError` that names the option unless the kind of transform exists."""
-    if kind not in KINDS:
-        raise ConfigError(f"the transform is {kind!r}", where=option, fix=f"choose from {', '.join(KINDS)}")
+def require_kind(kind: str, option: str, kinds: Sequence[str] = KINDS) -> None:
+    """Raises a `ConfigError` that names the option unless the kind of transform is one of the known."""
+    if kind not in kinds:
+        raise ConfigError(f"the transform is {kind!r}", where=option, fix=f"choose from {', '.join(kinds)}")
 
 
 def _timm(config: InputConfig, training: bool, arguments: TimmArgs) -> Transform:
