@@ -33,6 +33,7 @@ RANK = {
     "exchange": 7,
     "methods": 3,
     "data": 8,
+    "heads": 8,
     "backbones": 9,
     "deployment": 10,
     "tasks": 10,

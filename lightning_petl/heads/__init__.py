@@ -1,0 +1,5 @@
+"""Heads that image libraries lack, over the features of their backbones."""
+
+from lightning_petl.heads.video import MeanHead, TemporalAttentionHead, TemporalConvHead, video_head
+
+__all__ = ["MeanHead", "TemporalAttentionHead", "TemporalConvHead", "video_head"]
