@@ -157,9 +157,8 @@ def _extra_tensors(model: nn.Module, extra: Iterable[str]) -> dict[str, Tensor]:
     names |= dict.fromkeys(
         name for name, digest in record.buffers.items() if name in state and tensor_digest(state[name]) != digest
     )
-    layers = (path for target in record.targets for path in target.layers)
-    folded = {f"{path}.{kind}" for path in layers for kind in ("weight", "bias")}
-    overlap = folded & set(names)
+    # An adapter folds into whatever bias its layer has, so that one may be stored as it was trained.
+    overlap = {f"{path}.weight" for target in record.targets for path in target.layers} & set(names)
     if overlap:
         raise PETLError(f"{min(overlap)} is adapted and stored as it is", fix="adapt it, or train it in place")
     return {name: state[name] for name in names}

@@ -59,7 +59,7 @@ class Reparameterize(pl.Callback):
         used = getattr(data, "input_config", None)
         path = folder / "adapter.safetensors"
         architecture = pl_module.architecture
-        save_adapter(model, path, (pl_module.head,), pl_module.task_record(used), architecture.record())
+        save_adapter(model, path, pl_module.stored, pl_module.task_record(used), architecture.record())
         if not pl_module.method.folds:
             name = type(pl_module.method).__name__
             logger.info(

@@ -17,8 +17,8 @@ HeadArgument = bool | int | float
 def _classifier(width: int, classes: int, batch_norm: bool) -> nn.Sequential:
     """A linear layer, weights normal with a standard deviation of 0.01, where asked for behind a plain BatchNorm.
 
-    The BatchNorm, without scale and shift and with an epsilon of 1e-6, is that of MAE's linear probe (arXiv 2111.06377),
-    which AdaptFormer (arXiv 2205.13535) and with it RepAdapter use for video.
+    The BatchNorm, without scale and shift and with an epsilon of 1e-6, is that of MAE's linear probe (arXiv
+    2111.06377), which AdaptFormer (arXiv 2205.13535) and with it RepAdapter use for video.
     """
     linear = nn.Linear(width, classes)
     nn.init.trunc_normal_(linear.weight, std=0.01)

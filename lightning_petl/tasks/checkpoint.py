@@ -23,12 +23,18 @@ def trains(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters(recurse=False))
 
 
+def within(path: str, head: str) -> bool:
+    """Whether a module path is the head's, or inside the head."""
+    return path == head or path.startswith(f"{head}.")
+
+
 def kept_names(task: PETLTask) -> set[str]:
     """Names, in the plain backbone, of its tensors that fit may change: what trains, and statistics that drift."""
     statistics = {
         f"{path}.{name}"
         for path, module in task.backbone.named_modules()
-        if isinstance(module, nn.modules.batchnorm._NormBase) and (task.backbone_mode == "train" or trains(module))
+        if isinstance(module, nn.modules.batchnorm._NormBase)
+        and (task.backbone_mode == "train" or trains(module) or within(path, task.head))
         for name, _ in module.named_buffers(recurse=False)
     }
     adapted = adapted_layers(task.backbone)

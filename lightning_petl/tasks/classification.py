@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -67,17 +67,26 @@ class ClassificationTask(PETLTask):
         Raises:
             PETLError: It is not finite.
         """
-        images, labels = batch
+        inputs, labels = batch
         if self.mix is not None:
-            images, labels = self.mix(images, labels)
-        loss = F.cross_entropy(self(images), labels, label_smoothing=self.label_smoothing)
+            inputs, labels = self.mixed(inputs, labels)
+        loss = F.cross_entropy(self(inputs), labels, label_smoothing=self.label_smoothing)
         if not torch.isfinite(loss):
             fix = "lower the learning rate or the method's scale; what was saved before stays"
             raise PETLError(
                 f"the loss is {loss.item()}", where=f"epoch {self.current_epoch}, step {self.global_step}", fix=fix
             )
-        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, sync_dist=True, batch_size=len(images))
+        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, sync_dist=True, batch_size=len(inputs))
         return loss
+
+    def mixed(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mixup or CutMix of a whole training batch; labels become ``(batch, classes)``."""
+        assert self.mix is not None
+        return self.mix(inputs, labels)
+
+    def scores(self, inputs: Tensor) -> Tensor:
+        """Scores ``(batch, classes)`` of an evaluation batch; softmax turns them into the probabilities reported."""
+        return cast(Tensor, self(inputs))
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Counts one batch of the validation split."""
@@ -88,16 +97,16 @@ class ClassificationTask(PETLTask):
         self._score(batch, self.test_metrics, "test")
 
     def _score(self, batch: tuple[Tensor, Tensor], metrics: MetricCollection, split: str) -> None:
-        images, labels = batch
-        scores = self(images)
+        inputs, labels = batch
+        scores = self.scores(inputs)
         for name, metric in metrics.items(keep_base=False):
             _update(metric, scores, labels)
-            self.log(name, metric, prog_bar=name.endswith("acc1"), on_step=False, on_epoch=True, batch_size=len(images))
+            self.log(name, metric, prog_bar=name.endswith("acc1"), on_step=False, on_epoch=True, batch_size=len(inputs))
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> tuple[Tensor, Tensor]:
         """Probabilities ``(batch, classes)`` and the indices ``(batch,)`` of the samples they belong to."""
-        images, indices = batch
-        return self(images).softmax(dim=1), indices
+        inputs, indices = batch
+        return self.scores(inputs).softmax(dim=1), indices
 
 
 def _metrics(num_classes: int, prefix: str) -> MetricCollection:

@@ -21,6 +21,7 @@ from lightning_petl.injection import inject
 from lightning_petl.plugins import name_of
 from lightning_petl.store import FORMAT, MERGED_FORMAT, load_adapter, load_merged, tensor_digests
 from lightning_petl.tasks import checkpoint as checkpoints
+from lightning_petl.tasks.further import train_further
 from lightning_petl.tensorfile import Header, read_header
 
 BackboneMode = Literal["train", "eval", "bn_eval"]
@@ -56,7 +57,10 @@ class PETLTask(pl.LightningModule, ABC):
             Consolidator's recipe, leave these out.
         backbone_mode: Mode of the backbone's modules in training. ``bn_eval``: training mode, so that drop-path acts,
             but frozen BatchNorm uses its stored statistics. ``eval``: evaluation mode. ``train``: training mode, in
-            which BatchNorm statistics drift, and are stored with the adapter.
+            which BatchNorm statistics drift, and are stored with the adapter. A head always trains, its BatchNorm too.
+        train_parameters: Parameters of the backbone that train besides adapters and head, such as
+            ``["fc_norm.*"]`` or ``[".*bias"]``: regular expressions, each a full match on names of the plain
+            backbone's parameters. They are stored with the adapter. The weight of an adapted layer is refused.
     """
 
     backbone: nn.Module
@@ -77,6 +81,7 @@ class PETLTask(pl.LightningModule, ABC):
         schedule: Schedule = "epoch",
         decay_vectors: bool = True,
         backbone_mode: BackboneMode = "bn_eval",
+        train_parameters: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.method, self.optimizer_of = method, optimizer
@@ -84,7 +89,7 @@ class PETLTask(pl.LightningModule, ABC):
         if schedule not in get_args(Schedule):
             raise ConfigError(f"schedule is {schedule!r}", where="model.schedule", fix="give epoch or step")
         self.schedule, self.decay_vectors = schedule, decay_vectors
-        self.backbone_mode = backbone_mode
+        self.backbone_mode, self.train_parameters = backbone_mode, tuple(train_parameters)
         self.classes = None if classes is None else tuple(classes)
         self.num_classes = _count(self.classes, num_classes)
         self.weights = weights
@@ -94,9 +99,15 @@ class PETLTask(pl.LightningModule, ABC):
         self.backbone = self.architecture.build(not merged and pretrained)
         self.input_config = self.architecture.input_config(self.backbone)
         self.head = self.architecture.head(self.backbone)
+        self.trained_further: tuple[str, ...] = ()
         self._adapt(merged)
         # Whatever a checkpoint lacks is compared by name in on_load_checkpoint; the frozen rest is not in it.
         self.strict_loading = False
+
+    @property
+    def stored(self) -> tuple[str, ...]:
+        """What an adapter file holds of the backbone besides adapters: the head, and what trains further."""
+        return self.head, *self.trained_further
 
     @abstractmethod
     def choose_architecture(self, name: str, arguments: dict[str, TimmArgument], num_classes: int) -> Architecture:
@@ -117,6 +128,7 @@ class PETLTask(pl.LightningModule, ABC):
         else:
             inject(self.backbone, self.method)
             self.backbone.get_submodule(self.head).requires_grad_(True)
+            self.trained_further = train_further(self.backbone, self.train_parameters)
 
     def _check_weights(self, path: str) -> Header:
         """Compares a file's header with this task before any model is built."""
@@ -204,8 +216,8 @@ class PETLTask(pl.LightningModule, ABC):
         self.train()
         if self.backbone_mode == "eval":
             self.backbone.eval()
-        for module in self.backbone.modules():
-            if isinstance(module, Adapter) or checkpoints.trains(module):
+        for path, module in self.backbone.named_modules():
+            if isinstance(module, Adapter) or checkpoints.trains(module) or checkpoints.within(path, self.head):
                 module.train()
             elif isinstance(module, nn.modules.batchnorm._NormBase) and self.backbone_mode == "bn_eval":
                 module.eval()
