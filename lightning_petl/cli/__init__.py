@@ -14,6 +14,7 @@ COMMANDS = {
     "inspect": "says what an adapter or merged file holds",
     "merge": "folds an adapter file into its backbone, offline",
     "verify": "checks files and their certificate again",
+    "data": "makes small data sets, finds the bad files of large ones",
     "export": "writes an adapter file as PEFT's",
     "import": "makes an adapter file of PEFT's",
 }
@@ -32,6 +33,19 @@ commands:
 """
 
 
+class Stopped(SystemExit):
+    """A command that a signal ended.
+
+    Args:
+        text: What happened, in one line.
+        status: The exit status: 128 and the signal's number.
+    """
+
+    def __init__(self, text: str, status: int) -> None:
+        super().__init__(status)
+        self.text, self.status = text, status
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command and exits; a fault is one last line on standard error and an exit status above 0."""
     sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
@@ -47,6 +61,8 @@ def run(arguments: list[str]) -> int:
         return _command(arguments[0])(arguments)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
+    except Stopped as stop:
+        return _fail(stop.text, stop.status)
     except SystemExit as exit_:
         if isinstance(exit_.code, str):
             return _fail(exit_.code, 1)

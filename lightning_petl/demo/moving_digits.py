@@ -9,7 +9,7 @@ A frame picked at random says nothing about the class. Whatever the class, its d
 of each size and of each brightness: what stays is drawn from the very values that what runs goes through. Two opposite
 classes have the same frames in reverse order.
 
-``python -m lightning_petl.demo.moving_digits OUT`` writes the files; see `make`.
+``lightning-petl data make moving-digits OUT`` writes the files; see `make`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_petl.cli.arguments import Parser
 from lightning_petl.data.randomness import mixed
 from lightning_petl.demo.digits import load_digits, split
 from lightning_petl.errors import ConfigError
@@ -246,13 +247,14 @@ def _av() -> Any:
     return av
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None, prog: str = "moving_digits") -> None:
     """The command: ``moving_digits OUT [--train N] [--val N] [--test N] [--size N] [--frames N] [--fps N] [--seed N]``.
 
     Args:
         arguments: In place of the command line's.
+        prog: What the command is called.
     """
-    parser = argparse.ArgumentParser(prog="moving_digits", description=__doc__, formatter_class=_Formatter)
+    parser = Parser(prog, description=__doc__, formatter_class=_Formatter)
     parser.add_argument("out", type=Path, help="the folder to make")
     defaults = {"train": 1200, "val": 200, "test": 200, "size": 64, "frames": 16, "fps": 12, "seed": 0}
     for name, value in defaults.items():

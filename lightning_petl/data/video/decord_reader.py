@@ -17,6 +17,7 @@ lets it seek. Further:
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -102,6 +103,19 @@ class DecordReader(VideoReader):
         except self._decord.DECORDError as error:
             raise undecodable(self.path, _plain(error), f"a frame near {indices[-1]}") from error
         return out
+
+    def _walk(self) -> Iterator[NDArray[np.uint8]]:
+        self._start()
+        yield self._first
+        for index in range(1, len(self)):
+            try:
+                frame = self._next()
+            except (self._decord.DECORDLimitReachedError, StopIteration) as error:
+                raise overstated(self.path, len(self), index) from error
+            except self._decord.DECORDError as error:
+                raise undecodable(self.path, _plain(error), f"frame {index}") from error
+            self._position = index + 1
+            yield frame
 
     def _frame(self, index: int) -> NDArray[np.uint8]:
         if index == 0:

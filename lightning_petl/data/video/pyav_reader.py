@@ -163,6 +163,19 @@ class PyAVReader(VideoReader):
             raise overstated(self.path, len(self), sum(1 for _ in self._decoded()))
         return self._stacked(found[time] for time in times)
 
+    def _walk(self) -> Iterator[NDArray[np.uint8]]:
+        self._open()
+        count = 0
+        for frame in self._decoded():
+            if self._times and (count == len(self) or frame.pts != self._times[count]):
+                raise DataError(
+                    f"frame {count} is not shown when the container says", where=self.path, fix="rewrite or remove it"
+                )
+            count += 1
+            yield self._pixels(frame)
+        if count < len(self):
+            raise overstated(self.path, len(self), count)
+
     def _key_before(self, time: int) -> int:
         return self._keys[max(bisect_right(self._keys, time) - 1, 0)]
 

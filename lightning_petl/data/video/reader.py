@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -103,6 +103,23 @@ class VideoReader(ABC):
         except Exception as error:
             raise undecodable(self.path, error, f"frames {wanted[0]} to {wanted[-1]}") from error
         return read if np.array_equal(place, np.arange(len(place))) else read[place]
+
+    def walk(self) -> Iterator[NDArray[np.uint8]]:
+        """Decodes every frame once, in order, ``(h, w, 3)`` each, so that damage anywhere shows.
+
+        Raises:
+            DataError: See `get`; or there are other frames than the file counts.
+        """
+        try:
+            yield from self._walk()
+        except (DataError, MemoryError):
+            raise
+        except Exception as error:
+            raise undecodable(self.path, error) from error
+
+    def _walk(self) -> Iterator[NDArray[np.uint8]]:
+        for start in range(0, len(self), 32):
+            yield from self.frames(range(start, min(start + 32, len(self))))
 
     @abstractmethod
     def _read(self, indices: list[int]) -> NDArray[np.uint8]:
