@@ -16,6 +16,9 @@ from lightning_petl.errors import AdapterFileError
 
 KINDS = {
     "images": "lightning_petl.backbones.classifier:TimmClassifier",
+    "segmentation": "lightning_petl.backbones.segmentation:Segmenter",
+    "frames": "lightning_petl.backbones.frames:FrameClassifier",
+    "transformers-video": "lightning_petl.backbones.video_transformers:VideoTransformer",
 }
 """Where the architectures are; a file's header names one of these words, never a class."""
 

@@ -47,6 +47,22 @@ def check(command: str, settings: Any, ckpt_path: Any, weights: Any) -> None:
     _try_trainer({name: value for name, value in dict(settings).items() if name not in _NOT_TRIED})
 
 
+def check_frames(model: Any, data: Any) -> None:
+    """Gives a video model the number of frames of its clips, where it is left out.
+
+    Raises:
+        ConfigError: Both are given, and differ.
+    """
+    ours, theirs = model.get("init_args", {}), data.get("init_args", {})
+    if "frames" not in ours or "frames" not in theirs:
+        return
+    if ours["frames"] is None:
+        ours["frames"] = theirs["frames"]
+    if ours["frames"] != theirs["frames"]:
+        what = f"data.frames is {theirs['frames']}, and model.frames {ours['frames']}"
+        raise ConfigError(what, where="model.frames", fix="leave model.frames out: it follows from data.frames")
+
+
 def run_folder(settings: Any) -> Path:
     """The folder that a run's own folder is found in."""
     return Path(settings["default_root_dir"] or "runs")

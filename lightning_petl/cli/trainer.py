@@ -143,6 +143,7 @@ class PETLCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Finds what can be found wrong before a data set is listed or a model is built."""
         model, ckpt_path = self._get(self.config, "model"), self._get(self.config, "ckpt_path")
+        preflight.check_frames(model, self._get(self.config, "data"))
         weights = model.get("init_args", {}).get("weights")
         preflight.check(str(self.subcommand), vars(self._get(self.config, "trainer")), ckpt_path, weights)
 

@@ -2,5 +2,6 @@
 
 from lightning_petl.tasks.classification import ClassificationTask
 from lightning_petl.tasks.task import PETLTask
+from lightning_petl.tasks.video import VideoClassificationTask
 
-__all__ = ["ClassificationTask", "PETLTask"]
+__all__ = ["ClassificationTask", "PETLTask", "VideoClassificationTask"]
