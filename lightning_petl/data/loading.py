@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, default_collate, get_worker_info
 
 from lightning_petl.data.samplers import EpochSampler
 from lightning_petl.errors import DataError
@@ -15,12 +17,22 @@ Batch = tuple[Tensor, Tensor]
 """Images ``(B, 3, H, W)`` or clips, float32, and numbers ``(B,)``, int64."""
 
 
-def collate(items: list[tuple[Tensor, int]] | DataError) -> Batch | DataError:
-    """Stacks the samples of a batch, in shared memory if in a worker; an error passes through."""
-    if isinstance(items, DataError):
+def collate(items: list[tuple[Tensor, int]] | Batch | DataError) -> Batch | DataError:
+    """Stacks the samples of a batch, in shared memory if in a worker; a batch or an error passes through."""
+    if isinstance(items, DataError | tuple):
         return items
     images, numbers = default_collate(items)
     return images, numbers
+
+
+def empty_batch(shape: Sequence[int]) -> Tensor:
+    """A float32 tensor to write a batch into; in a worker it is in shared memory, and handed over without a copy."""
+    if get_worker_info() is None:
+        return torch.empty(shape)
+    shared: Any = torch.UntypedStorage
+    storage = shared._new_shared(4 * math.prod(shape))  # as torch's own collation does
+    batch: Tensor = torch.empty(0).set_(storage).view(shape)
+    return batch
 
 
 class Loader(DataLoader[Any]):

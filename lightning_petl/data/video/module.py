@@ -223,7 +223,7 @@ class VideoDataModule(PETLDataModule):
         """The training videos, a random clip of each, with their labels."""
         config = self.input_config
         transform = train_transform(config, self._short_side(config), self.augmentation)
-        return TrainClips(self._require("train"), self.sampling, transform, self.seed)
+        return TrainClips(self._require("train"), transform, self.sampling, self.seed)
 
     def eval_dataset(self, split: str) -> EvalViews:
         """The videos of a split, all views of each, with their labels, or for prediction indices."""
@@ -232,7 +232,7 @@ class VideoDataModule(PETLDataModule):
         temporal, spatial = (1, 1) if one else (self.temporal_views, self.spatial_views)
         transform = eval_transform(config, self._short_side(config), spatial)
         targets: Sequence[int] = range(len(source)) if split == "predict" else source.labels
-        return EvalViews(source, self.sampling, temporal, transform, targets)
+        return EvalViews(source, transform, targets, self.sampling, temporal)
 
     def record(self) -> dict[str, object]:
         """Reader, frames and views, and what was missing or came twice; counted over all processes."""

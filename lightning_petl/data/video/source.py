@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,15 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lightning_petl.data.loading import Batch, empty_batch
 from lightning_petl.data.randomness import seeded
 from lightning_petl.data.samplers import Draw
 from lightning_petl.data.sources import Sample, Samples
 from lightning_petl.data.video.decoding import Decoding
 from lightning_petl.data.video.sampling import Clip, TemporalSampling
+from lightning_petl.data.video.transforms import ClipTransform
 from lightning_petl.errors import DataError
-
-Transform = Callable[[Tensor], Tensor]
-"""Takes frames ``(..., h, w, 3)``, uint8, and returns a clip or its views, float32."""
 
 Pick = Callable[[NDArray[np.float64]], Sequence[Clip]]
 """Chooses clips by the timestamps of a video."""
@@ -108,77 +108,106 @@ class VideoSource(Samples):
         return Repeats(int((counts >= 0).sum()), int((counts > 0).sum()), int(counts.clamp(min=0).sum()))
 
 
-class _Clips(Dataset[tuple[Tensor, int]]):
-    """Reads a batch for a `Loader`, which raises the error that `__getitems__` returns."""
+class Clips(Dataset[tuple[Tensor, int]]):
+    """Videos as tensors, each with a number beside it.
 
-    def __init__(self, source: VideoSource) -> None:
-        self.source = source
+    Args:
+        source: The videos.
+        transform: What makes a tensor of frames.
+        targets: The number of each sample: its label, or its index for prediction.
+    """
+
+    def __init__(self, source: VideoSource, transform: ClipTransform, targets: Sequence[int]) -> None:
+        self.source, self.transform, self.targets = source, transform, targets
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitems__(self, draws: Sequence[int | Draw]) -> list[tuple[Tensor, int]] | DataError:
-        """A worker's exception would reach the user as forty lines around the one that names the file."""
-        try:
-            return [self[draw] for draw in draws]
-        except DataError as error:
-            return error
-
-
-class TrainClips(_Clips):
-    """One random clip of each video, with its label.
-
-    Args:
-        source: The videos.
-        sampling: Chooses the frames.
-        transform: Makes a clip ``(T, 3, H, W)`` of frames ``(T, h, w, 3)``; random, the same for all frames.
-        seed: With the epoch and the index, all that decides frames and transform.
-    """
-
-    def __init__(self, source: VideoSource, sampling: TemporalSampling, transform: Transform, seed: int) -> None:
-        super().__init__(source)
-        self.sampling, self.transform, self.seed = sampling, transform, seed
-
-    def __getitem__(self, draw: int | Draw) -> tuple[Tensor, int]:
-        """Reads one clip; a plain index is a draw in epoch 0.
+    @abstractmethod
+    def cut(self, draw: int | Draw) -> Tensor:
+        """Reads one sample and gives its frames their size and place: ``(..., 3, H, W)``, uint8.
 
         Raises:
             DataError: Its file cannot be read.
         """
+
+    def __getitem__(self, draw: int | Draw) -> tuple[Tensor, int]:
+        """Reads one sample; a plain index is a draw in epoch 0.
+
+        Raises:
+            DataError: Its file cannot be read.
+        """
+        frames = self.cut(draw)
+        return self.transform.normalize(frames, torch.empty(frames.shape)), self.targets[_index(draw)]
+
+    def __getitems__(self, draws: Sequence[int | Draw]) -> Batch | DataError:
+        """Reads a batch for a `Loader`, which raises the error that this returns.
+
+        A worker's exception would reach the user as forty lines around the one that names the file. And the batch is
+        written where it is handed over: stacking clips would copy tens of megabytes.
+        """
+        batch: Tensor | None = None
+        try:
+            for place, draw in enumerate(draws):
+                frames = self.cut(draw)
+                batch = empty_batch((len(draws), *frames.shape)) if batch is None else batch
+                self.transform.normalize(frames, batch[place])
+        except DataError as error:
+            return error
+        assert batch is not None  # a loader asks for one sample at least
+        return batch, torch.tensor([self.targets[_index(draw)] for draw in draws])
+
+
+class TrainClips(Clips):
+    """One random clip of each video, ``(T, 3, H, W)``.
+
+    Args:
+        source: The videos.
+        transform: Random, the same for all frames of a clip.
+        sampling: Chooses the frames.
+        seed: With the epoch and the index, all that decides frames and transform.
+    """
+
+    def __init__(self, source: VideoSource, transform: ClipTransform, sampling: TemporalSampling, seed: int) -> None:
+        super().__init__(source, transform, source.labels)
+        self.sampling, self.seed = sampling, seed
+
+    def cut(self, draw: int | Draw) -> Tensor:
+        """Reads one clip; a plain index is a draw in epoch 0."""
         epoch, index = draw if isinstance(draw, Draw) else (0, draw)
         frames = self.source.clips(index, lambda times: [self.sampling.train(times, self.seed, epoch, index)])[0]
         # Not the worker's own stream: a sample then looks the same for any number of workers, and after a resume.
         with seeded(self.seed, epoch, index):
-            return self.transform(frames), self.source.labels[index]
+            return self.transform.cut(frames)
 
 
-class EvalViews(_Clips):
-    """All views of each video, with its label or, for prediction, its index.
+class EvalViews(Clips):
+    """All views of each video, ``(V, T, 3, H, W)``.
 
     Args:
         source: The videos.
+        transform: Makes the views of several clips.
+        targets: See `Clips`.
         sampling: Chooses the frames.
         temporal_views: Clips of a video.
-        transform: Makes views ``(V, T, 3, H, W)`` of clips ``(temporal views, T, h, w, 3)``.
-        targets: The number of each sample.
     """
 
     def __init__(
         self,
         source: VideoSource,
+        transform: ClipTransform,
+        targets: Sequence[int],
         sampling: TemporalSampling,
         temporal_views: int,
-        transform: Transform,
-        targets: Sequence[int],
     ) -> None:
-        super().__init__(source)
-        self.sampling, self.temporal_views, self.transform, self.targets = sampling, temporal_views, transform, targets
+        super().__init__(source, transform, targets)
+        self.sampling, self.temporal_views = sampling, temporal_views
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Reads the views of one video.
+    def cut(self, draw: int | Draw) -> Tensor:
+        """Reads the views of one video."""
+        clips = self.source.clips(_index(draw), lambda times: self.sampling.test(times, self.temporal_views))
+        return self.transform.cut(clips)
 
-        Raises:
-            DataError: Its file cannot be read.
-        """
-        clips = self.source.clips(index, lambda times: self.sampling.test(times, self.temporal_views))
-        return self.transform(clips), self.targets[index]
+
+def _index(draw: int | Draw) -> int:
+    return draw.sample if isinstance(draw, Draw) else draw

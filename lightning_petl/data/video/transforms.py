@@ -10,6 +10,7 @@ Frames stay 8-bit until they have their size, and are resized with antialiasing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,7 +53,44 @@ class Augmentation:
                 raise ConfigError(f"{option} is {getattr(self, option)}", where=f"data.{option}", fix=need)
 
 
-def train_transform(config: InputConfig, short_side: int, augmentation: Augmentation) -> nn.Module:
+class ClipTransform:
+    """What makes a tensor of frames, in two steps, of which the second writes where the batch is.
+
+    Args:
+        steps: What `cut` does, behind moving the channels.
+        config: The normalisation.
+    """
+
+    def __init__(self, steps: Sequence[nn.Module], config: InputConfig) -> None:
+        self.steps = tuple(steps)
+        mean, std = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (config.mean, config.std))
+        self._scale, self._shift = (1 / (255 * std)).float(), (-mean / std).float()
+
+    def cut(self, frames: Tensor) -> Tensor:
+        """Gives frames their size and place.
+
+        Args:
+            frames: ``(..., h, w, 3)``, uint8.
+
+        Returns:
+            ``(..., 3, H, W)``, uint8.
+        """
+        cut = frames.movedim(-1, -3)
+        for step in self.steps:
+            cut = step(cut)
+        return cut
+
+    def normalize(self, frames: Tensor, out: Tensor) -> Tensor:
+        """Writes the normalised pixels of `cut` frames to ``out``, float32 of the same shape, and returns it."""
+        return out.copy_(frames).mul_(self._scale).add_(self._shift)
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        """Both steps."""
+        cut = self.cut(frames)
+        return self.normalize(cut, torch.empty(cut.shape))
+
+
+def train_transform(config: InputConfig, short_side: int, augmentation: Augmentation) -> ClipTransform:
     """Builds the transform of training clips, ``(T, h, w, 3)`` uint8 to ``(T, 3, H, W)`` float32.
 
     Args:
@@ -63,7 +101,7 @@ def train_transform(config: InputConfig, short_side: int, augmentation: Augmenta
     Raises:
         ConfigError: timm does not understand ``rand_augment``, or see `eval_transform`.
     """
-    steps: list[nn.Module] = [_ChannelsFirst()]
+    steps: list[nn.Module] = []
     if augmentation.crop_scale is None:
         steps += [_ShortSide(config, short_side), v2.CenterCrop(config.image_size)]
     else:
@@ -74,10 +112,10 @@ def train_transform(config: InputConfig, short_side: int, augmentation: Augmenta
         steps.append(v2.RandomHorizontalFlip())
     if augmentation.rand_augment is not None:
         steps.append(_RandAugment(augmentation.rand_augment, config))
-    return nn.Sequential(*steps, _Normalize(config))
+    return ClipTransform(steps, config)
 
 
-def eval_transform(config: InputConfig, short_side: int, crops: int) -> nn.Module:
+def eval_transform(config: InputConfig, short_side: int, crops: int) -> ClipTransform:
     """Builds the transform of evaluation, ``(C, T, h, w, 3)`` uint8 to ``(C * crops, T, 3, H, W)`` float32.
 
     Args:
@@ -90,9 +128,7 @@ def eval_transform(config: InputConfig, short_side: int, crops: int) -> nn.Modul
     """
     if crops not in (1, 3):
         raise ConfigError(f"spatial_views is {crops}", where="data.spatial_views", fix="choose 1 or 3")
-    return nn.Sequential(
-        _ChannelsFirst(), _ShortSide(config, short_side), _Crops(config.image_size[0], crops), _Normalize(config)
-    )
+    return ClipTransform([_ShortSide(config, short_side), _Crops(config.image_size[0], crops)], config)
 
 
 def _filter(config: InputConfig) -> v2.InterpolationMode:
@@ -103,11 +139,6 @@ def _filter(config: InputConfig) -> v2.InterpolationMode:
             fix=f"videos are resized by {', '.join(FILTERS)}",
         )
     return v2.InterpolationMode(config.interpolation)
-
-
-class _ChannelsFirst(nn.Module):
-    def forward(self, frames: Tensor) -> Tensor:
-        return frames.movedim(-1, -3)
 
 
 class _ShortSide(nn.Module):
@@ -196,13 +227,3 @@ class _RandAugment(nn.Module):
             image = self.augment(v2.functional.to_pil_image(frame))
         augmented: Tensor = v2.functional.pil_to_tensor(image)
         return augmented
-
-
-class _Normalize(nn.Module):
-    def __init__(self, config: InputConfig) -> None:
-        super().__init__()
-        self.mean, self.std = (torch.tensor(v).view(3, 1, 1) for v in (config.mean, config.std))
-
-    def forward(self, frames: Tensor) -> Tensor:
-        scaled = frames.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
-        return scaled.sub_(self.mean).div_(self.std)
