@@ -3,6 +3,7 @@
 from lightning_petl.backbones.architecture import Architecture, Run, architecture
 from lightning_petl.backbones.classifier import TimmClassifier
 from lightning_petl.backbones.frames import FrameClassifier
+from lightning_petl.backbones.segmentation import Segmenter
 from lightning_petl.backbones.timm_models import TimmArgument, create, head_path, input_config
 from lightning_petl.backbones.video import VideoArchitecture
 from lightning_petl.backbones.video_transformers import VideoTransformer
@@ -11,6 +12,7 @@ __all__ = [
     "Architecture",
     "FrameClassifier",
     "Run",
+    "Segmenter",
     "TimmArgument",
     "TimmClassifier",
     "VideoArchitecture",
