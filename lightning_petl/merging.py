@@ -45,7 +45,8 @@ class ModelError:
 
     Attributes:
         deployed: Largest difference of any output, relative to the largest, in the dtype the model is deployed in.
-        top1_agreement: Share of inputs whose highest output is the same; None where outputs are no scores.
+        top1_agreement: Share of inputs whose highest output is the same, or of pixels where outputs are scores of
+            pixels, ``(inputs, classes, height, width)``; None where they are no scores.
         inputs: Number of inputs compared.
         source: Where the inputs came from, such as "validation".
         float64: The same difference with the whole model in float64; None where it was not measured.
@@ -240,6 +241,6 @@ def compare(expected: Tensor, found: Tensor, source: str, dtype: torch.dtype) ->
     error = relative_error(expected, found)
     if not error <= LIMITS.get(dtype, EXACT):
         raise NotMergeable(f"the merged model's outputs differ by {error:.1e} (relative, {dtype})", where=source)
-    scores = expected.dim() == 2 and expected.shape[1] > 1
+    scores = expected.dim() in (2, 4) and expected.shape[1] > 1
     agreement = float((expected.argmax(1) == found.argmax(1)).double().mean()) if scores else None
     return ModelError(error, agreement, expected.shape[0], source)

@@ -14,11 +14,11 @@ class BestCheckpoint(ModelCheckpoint):
     Without validation data there is nothing to select on: then the last checkpoint is the best.
 
     Args:
-        monitor: A logged metric.
+        monitor: A logged metric; null for the task's own, such as ``val/acc1`` of classification.
         mode: Whether the best value is the largest or the smallest.
     """
 
-    def __init__(self, monitor: str = "val/acc1", mode: Literal["min", "max"] = "max") -> None:
+    def __init__(self, monitor: str | None = None, mode: Literal["min", "max"] = "max") -> None:
         super().__init__(
             monitor=monitor,
             mode=mode,
@@ -28,7 +28,9 @@ class BestCheckpoint(ModelCheckpoint):
         )
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Selects on nothing where the data has no validation split."""
+        """Selects on the task's metric where none was given, and on nothing where there is no validation split."""
+        if self.monitor is None and stage == "fit":
+            self.monitor = getattr(pl_module, "monitor", None)
         data = getattr(trainer, "datamodule", None)
         if stage == "fit" and data is not None and getattr(data, "source", lambda _: True)("val") is None:
             self.monitor = None

@@ -13,12 +13,14 @@ import torch
 from pytorch_lightning.callbacks import BasePredictionWriter
 
 from lightning_petl import tensorfile
+from lightning_petl.tasks import SegmentationTask
 
 
 class PredictionWriter(BasePredictionWriter):
     """Writes ``predictions.csv``: file, predicted class and its probability, one row a sample, in the data's order.
 
-    On several processes each writes the samples that it saw, to ``predictions-RANK.csv``.
+    On several processes each writes the samples that it saw, to ``predictions-RANK.csv``. What segmentation predicts
+    is written by `MaskWriter`.
     """
 
     def __init__(self) -> None:
@@ -33,7 +35,7 @@ class PredictionWriter(BasePredictionWriter):
     ) -> None:
         """Writes all predictions of this process."""
         data: Any = getattr(trainer, "datamodule", None)
-        if data is None or not trainer.log_dir or not predictions:
+        if data is None or not trainer.log_dir or not predictions or isinstance(pl_module, SegmentationTask):
             return
         names, classes = data.predict_names, data.classes
         text = io.StringIO(newline="")

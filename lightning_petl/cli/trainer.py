@@ -13,7 +13,15 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from lightning_petl.callbacks import BestCheckpoint, PredictionWriter, Reparameterize, ResultsWriter
+from lightning_petl.callbacks import (
+    BestCheckpoint,
+    ClassScoresWriter,
+    MaskWriter,
+    Overlays,
+    PredictionWriter,
+    Reparameterize,
+    ResultsWriter,
+)
 from lightning_petl.cli import Stopped, cause, preflight
 from lightning_petl.cli.config_files import ConfigFiles
 from lightning_petl.cli.messages import explain
@@ -134,6 +142,7 @@ class PETLCLI(LightningCLI):
         """Adds what is configurable besides model, data and trainer."""
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.add_lightning_class_args(Reparameterize, "reparameterize")
+        parser.add_lightning_class_args(Overlays, "overlays")
         parser.set_defaults({"model": {"class_path": _TASK}, "data": {"class_path": _DATA}})
         parser.link_arguments("data.classes", "model.init_args.classes", apply_on="instantiate")
 
@@ -176,7 +185,8 @@ class PETLCLI(LightningCLI):
             config["logger"] = CSVLogger(str(root), name="", version=_free_version(root))
         config["default_root_dir"] = str(root)
         trainer = super().instantiate_trainer(**kwargs)
-        trainer.callbacks += [ResultsWriter(), PredictionWriter(), preflight.MonitorCheck()]  # type: ignore[attr-defined]
+        writers = [ResultsWriter(), PredictionWriter(), MaskWriter(), ClassScoresWriter()]
+        trainer.callbacks += [*writers, preflight.MonitorCheck()]  # type: ignore[attr-defined]
         return trainer
 
 

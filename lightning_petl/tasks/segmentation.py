@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -65,7 +65,7 @@ class SegmentationTask(PETLTask):
         **kwargs: See `PETLTask`.
     """
 
-    monitor = "val/miou"
+    monitor: ClassVar[str] = "val/miou"
     architecture: Segmenter
 
     def __init__(

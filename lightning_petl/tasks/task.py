@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal, cast, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import pytorch_lightning as pl
 import torch
@@ -62,6 +62,9 @@ class PETLTask(pl.LightningModule, ABC):
             ``["fc_norm.*"]`` or ``[".*bias"]``: regular expressions, each a full match on names of the plain
             backbone's parameters. They are stored with the adapter. The weight of an adapted layer is refused.
     """
+
+    monitor: ClassVar[str] = "val/acc1"
+    """The metric that checkpoints are chosen by, the largest first, where no other is given."""
 
     backbone: nn.Module
 
