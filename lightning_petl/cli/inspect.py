@@ -37,9 +37,20 @@ def _words(found: dict[str, Any], path: str) -> str:
         f"method    {method.get('name')}({arguments}) of {method.get('distribution')} {method.get('version')}",
         f"backbone  {backbone.get('name')} {backbone.get('arguments')}",
         f"          fingerprint {backbone.get('fingerprint')}",
+        *_frames(backbone),
         f"layers    {len(found.get('layers', []))} adapted",
         f"classes   {', '.join(classes) if classes else 'not recorded'}",
         f"created   {', '.join(found.get('created', [])) or 'nothing'}",
         f"digest    {found['digest']}, as its content",
     ]
     return "\n".join(lines)
+
+
+def _frames(backbone: dict[str, Any]) -> list[str]:
+    """What a backbone of videos takes, and the head that it has over the frames."""
+    if "frames" not in backbone:
+        return []
+    head = backbone.get("head") or {}
+    arguments = ", ".join(f"{key}={value}" for key, value in (head.get("arguments") or {}).items())
+    under = f"under the {head.get('name')} head({arguments})" if head.get("name") else "under the backbone's own head"
+    return [f"frames    {backbone['frames']}, {under}"]

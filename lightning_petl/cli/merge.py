@@ -13,12 +13,14 @@ from lightning_petl.merging import refuse_unfoldable
 from lightning_petl.store import FORMAT, build_method, load_adapter
 from lightning_petl.tensorfile import Header, read_header
 
+_SUFFIXES = (".safetensors", ".pth", ".npz", ".bin")
+
 
 def run(arguments: list[str]) -> int:
     """Writes the merged file, and ``certificate.json`` beside it; the inputs of the comparison are random."""
     parser = argparse.ArgumentParser("lightning-petl merge", description=__doc__)
     parser.add_argument("adapter", type=Path)
-    parser.add_argument("--backbone", required=True, help="a timm name with its weights, or a file of weights")
+    parser.add_argument("--backbone", required=True, help="a name, or weights as model.pretrained takes")
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args(arguments[1:])
     header = read_header(options.adapter)
@@ -42,6 +44,7 @@ def choose(header: Header, backbone: str, path: str) -> tuple[Architecture, bool
     record: Any = header.get("backbone")
     if not isinstance(record, dict):
         raise AdapterFileError("the header does not say how to build the backbone", where=f"{path}: backbone")
-    is_file = Path(backbone).is_file() or ":" in backbone or Path(backbone).suffix in (".safetensors", ".pth", ".npz")
-    named = record if is_file else record | {"name": backbone}
-    return architecture(named, path), backbone if is_file else True
+    # A slash is in a path or in an id on the hub, and in no library's name of a model.
+    are_weights = Path(backbone).exists() or ":" in backbone or "/" in backbone or backbone.endswith(_SUFFIXES)
+    named = record if are_weights else record | {"name": backbone}
+    return architecture(named, path), backbone if are_weights else True

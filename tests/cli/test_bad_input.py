@@ -67,7 +67,7 @@ OPTIONS = {
     "unknown method, =": (["--model.method=RepAdaptr"], ["unknown method 'RepAdaptr'", "did you mean RepAdapter?"]),
     "unknown method, path": (["--model.method", "foo.Bar"], ["unknown method", "foo", "installed: "]),
     "no method": (["--model.method", "torch.nn.Linear"], ["torch.nn.Linear is no Method [model.method]"]),
-    "unknown task": (["--model", "ClassificationTsk"], ["[model]", "did you mean ClassificationTask?"]),
+    "unknown task": (["--model", "ClassificationTsk"], ["[model]", "did you mean ClassificationTask"]),
     "unknown data": (["--data", "ImageFolderDat"], ["[data]", "did you mean ImageFolderData?"]),
     "unknown optimizer": (["--model.optimizer", "AdmW"], ["[model.optimizer]", "AdamW"]),
     "typo in a group": (["--modle.method", "RepAdapter"], ["modle.method", "did you mean model.method?"]),

@@ -224,7 +224,7 @@ def test_clips_of_another_length_are_refused_with_both_names(tmp_path: Path) -> 
 
 DDP = f"""
 import sys, torch, pytorch_lightning as pl
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 from clips import clips, new_task
 from torch.utils.data import DataLoader, Dataset
 from lightning_petl.data.samplers import UnpaddedSampler
