@@ -9,9 +9,8 @@ from typing import Any, Self, cast
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from lightning_petl.activations import origin, product_dtype
+from lightning_petl.activations import functions_work, product_dtype, remade
 
 _NARROWEST = 16  # a matrix product of fewer channels costs as much as one of these; measured
 
@@ -145,11 +144,49 @@ def _joined(pieces: list[Tensor], parts: Parts, shape: tuple[int, ...]) -> Tenso
     return out
 
 
-class Merged(torch.autograd.Function):
-    """``x (W + ΔW)ᵀ + b`` for each part of a batch, merged anew in forward and in backward.
+def merged_anew(
+    x: Tensor, base: Tensor, pattern: Pattern, parts: Parts, biases: Sequence[Tensor | None], weights: Sequence[Tensor]
+) -> Tensor:
+    """``x (W + ΔW)ᵀ + b`` for each part of a batch, ``(batch, ..., in)`` to ``(batch, ..., out)``.
 
-    Neither the merged weight nor its dense gradient is kept, nor ``x`` where it can be made again. The last arguments
-    are the bias of each part, ``(out,)`` or None, then the weight of each branch. This runs for every layer in every
+    Neither the merged weight nor its dense gradient is kept, nor ``x`` where it can be made again.
+
+    Args:
+        x: Inputs.
+        base: The frozen weight, ``(out, in)``.
+        pattern: Which of its entries the branches reach.
+        parts: The samples of the batch, by the branches that they keep.
+        biases: Of each part, ``(out,)`` or None.
+        weights: Of each branch, ``(out, in/g)``.
+    """
+    if functions_work(x, base, *biases, *weights):
+        out: Tensor = Merged.apply(x, base, pattern, parts, *biases, *weights)
+        return out
+    return _outputs(x, _entries(base, pattern, parts, weights, product_dtype(x)), base, pattern, parts, biases)
+
+
+def _entries(
+    base: Tensor, pattern: Pattern, parts: Parts, weights: Sequence[Tensor], dtype: torch.dtype
+) -> list[Tensor]:
+    """For each part, the entries of its merged weight that its branches reach."""
+    return [pattern.reached(base, pattern.sum(weights, part.factors), dtype) for part in parts]
+
+
+def _outputs(
+    x: Tensor, entries: list[Tensor], base: Tensor, pattern: Pattern, parts: Parts, biases: Sequence[Tensor | None]
+) -> Tensor:
+    x = x.to(entries[0].dtype)
+    outs = [
+        F.linear(part.of(x), pattern.written(base, reached), None if bias is None else bias.to(x.dtype))
+        for part, reached, bias in zip(parts, entries, biases, strict=True)
+    ]
+    return _joined(outs, parts, (*x.shape[:-1], pattern.out_features))
+
+
+class Merged(torch.autograd.Function):
+    """What `merged_anew` does; merged in forward, and again in backward.
+
+    The last arguments are the bias of each part, then the weight of each branch. This runs for every layer in every
     step: on a small model, each operation in it costs a thousandth of the step.
     """
 
@@ -160,31 +197,27 @@ class Merged(torch.autograd.Function):
         """Output, ``(batch, ..., out)``, of ``x (batch, ..., in)``."""
         biases, weights = biases_and_weights[: len(parts)], cast(tuple[Tensor, ...], biases_and_weights[len(parts) :])
         learns = ctx.needs_input_grad[1] or any(ctx.needs_input_grad[4 + len(parts) :])
-        ctx.remake, kept = origin(x) if learns else (None, ())
-        ctx.pattern, ctx.parts, ctx.like, ctx.weight_dtype = pattern, parts, (x.shape, x.dtype), weights[0].dtype
-        x = x.to(product_dtype(x))
-        entries = [pattern.reached(base, pattern.sum(weights, part.factors), x.dtype) for part in parts]
-        ctx.save_for_backward(base, *entries, *kept)
-        outs = [
-            F.linear(part.of(x), pattern.written(base, reached), None if bias is None else bias.to(x.dtype))
-            for part, reached, bias in zip(parts, entries, biases, strict=True)
-        ]
-        return _joined(outs, parts, (*x.shape[:-1], pattern.out_features))
+        ctx.source, kept = remade(x) if learns else (None, ())
+        ctx.pattern, ctx.parts, ctx.like = pattern, parts, (x.shape, x.dtype)
+        entries = _entries(base, pattern, parts, weights, product_dtype(x))
+        ctx.save_for_backward(base, *weights, *entries, *kept)
+        return _outputs(x, entries, base, pattern, parts, biases)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the arguments of `forward`."""
         pattern, parts, (shape, dtype) = cast(Pattern, ctx.pattern), cast(Parts, ctx.parts), ctx.like
         base, *saved = ctx.saved_tensors
-        entries, kept = saved[: len(parts)], saved[len(parts) :]
-        x = None if ctx.remake is None else ctx.remake(*kept).to(entries[0].dtype)
-        shapes = [(pattern.out_features, pattern.in_features // groups) for groups in pattern.groups]
-        of_weights = [base.new_zeros(each, dtype=ctx.weight_dtype) for each in shapes]
+        branches, first = len(pattern.groups), len(pattern.groups) + len(parts)
+        weights, entries, kept = saved[:branches], saved[branches:first], saved[first:]
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # for a gradient of a gradient
+            entries = _entries(base, pattern, parts, weights, entries[0].dtype)
+        x = None if ctx.source is None else ctx.source.again(*kept).to(entries[0].dtype)
+        of_weights = [torch.zeros_like(weight) for weight in weights]
         of_x, of_biases, of_base = [], [], torch.zeros_like(base) if ctx.needs_input_grad[1] else None
         for part, reached, biased in zip(parts, entries, ctx.needs_input_grad[4:], strict=False):
             rows = part.of(grad)
-            of_biases.append(rows.sum(0, dtype=ctx.weight_dtype) if biased else None)
+            of_biases.append(rows.sum(0, dtype=weights[0].dtype) if biased else None)
             if ctx.needs_input_grad[0]:
                 of_x.append(rows @ pattern.written(base, reached))
             if x is None:

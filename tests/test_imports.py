@@ -19,6 +19,7 @@ RANK = {
     "adapter": 2,
     "grouped": 2,
     "layers": 2,
+    "products": 2,
     "tensorfile": 3,
     "plugins": 3,
     "probe": 3,
@@ -45,7 +46,7 @@ RANK = {
 }
 # Sideways and upward edges that are meant: the digits module reads the demo's pure arrays.
 ALLOWED = {("data.digits", "demo.digits"), ("demo.pretrain", "demo.digits")}
-METHODS_MAY = {"adapter", "affine", "errors", "grouped"}
+METHODS_MAY = {"adapter", "affine", "errors", "grouped", "products"}
 
 
 def edges() -> list[tuple[str, str]]:

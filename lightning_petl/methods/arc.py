@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from lightning_petl.adapter import JSON, Adapter, LowRank, Method, Separate, Target
 from lightning_petl.affine import Affine
 from lightning_petl.errors import ConfigError
+from lightning_petl.products import dropped, narrowed, widened
 
 
 class Projection(nn.Module):
@@ -57,12 +57,11 @@ class ARCLayer(Adapter):
         return self._shared[0].projection
 
     def forward(self, x: Tensor, base: Affine) -> Tensor:
-        """Two F.linear calls in front of the layer's own; ``c`` scales d·r numbers rather than an activation."""
+        """Two thin products in front of the layer's own; ``c`` scales d·r numbers rather than an activation."""
         up = self.projection
-        hidden = Affine((up * self.rescale).T)(x)
-        if self.training and self.dropout:
-            hidden = F.dropout(hidden, self.dropout)
-        return base(x + Affine(up, self.bias)(hidden))
+        hidden = narrowed(x, Affine((up * self.rescale).T))
+        hidden = dropped(hidden, self.dropout if self.training else 0.0)
+        return base(x + widened(hidden, Affine(up, self.bias)))
 
     def merged(self, base: Affine) -> Affine:
         """``W + (W U) diag(c) Uᵀ`` and ``b + W β``: factored, so nothing of size d x d is multiplied."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_petl.adapter import JSON, Adapter, Method, Separate, Target
 from lightning_petl.affine import Affine
 from lightning_petl.errors import ConfigError, NotMergeable
-from lightning_petl.grouped import Merged, Pattern, draw_parts
+from lightning_petl.grouped import Pattern, draw_parts, merged_anew
 
 INIT = 1e-3
 """Branches start uniform in ``[-INIT, INIT]``, as in the reference: near the identity, and not the identity."""
@@ -94,8 +94,7 @@ class ConsolidatorLayer(Adapter):
         drop = self.drop_path if self.training else 0.0
         parts = draw_parts(x.shape[0], len(self.branches), drop, x.device)
         biases = [self._bias(part.factors, base.bias) for part in parts]
-        out: Tensor = Merged.apply(x, base.weight, self.pattern, parts, *biases, *self._weights())
-        return out
+        return merged_anew(x, base.weight, self.pattern, parts, biases, self._weights())
 
     def merged(self, base: Affine) -> Affine:
         """``W + Σ_k ΔW_k`` and ``b + Σ_k β_k``; ``ΔW_k`` is block diagonal, its columns put back in order."""

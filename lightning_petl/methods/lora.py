@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from lightning_petl.adapter import JSON, Adapter, LowRank, Method, Separate, Target
 from lightning_petl.affine import Affine
 from lightning_petl.errors import ConfigError, NotMergeable
+from lightning_petl.products import narrowed, widened
 
 PARTS = ("q", "k", "v")
 """Parts of a fused projection, in the order of its rows."""
@@ -49,9 +49,9 @@ class LoRALayer(Adapter):
             nn.init.zeros_(self.up.bias)
 
     def forward(self, x: Tensor, base: Affine) -> Tensor:
-        """Two F.linear calls beside the layer's own; the scale multiplies o·r numbers, not an activation."""
-        dropped = F.dropout(x, self.dropout) if self.training and self.dropout else x
-        return base(x) + self._up()(Affine(self.down.weight)(dropped))
+        """Two thin products beside the layer's own; the scale multiplies o·r numbers, not an activation."""
+        hidden = narrowed(x, Affine(self.down.weight), self.dropout if self.training else 0.0)
+        return base(x) + widened(hidden, self._up())
 
     def merged(self, base: Affine) -> Affine:
         """``W + s B A`` and ``b + s b_up``."""

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from lightning_petl.adapter import JSON, Adapter, LowRank, Method, Separate, Target
 from lightning_petl.affine import Affine
 from lightning_petl.errors import ConfigError, NotMergeable
+from lightning_petl.products import dropped, narrowed, widened
 
 
 class GroupedLinear(nn.Module):
@@ -63,11 +63,10 @@ class RepAdapterLayer(Adapter):
         return self.up.dense().scaled(self.scale)
 
     def forward(self, x: Tensor, base: Affine) -> Tensor:
-        """Two F.linear calls in front of the layer's own; the reference's conv1d needs two transposes besides."""
-        hidden = Affine(self.down.weight, self.down.bias)(x)
-        if self.training and self.dropout:
-            hidden = F.dropout(hidden, self.dropout)
-        return base(x + self._up()(hidden))
+        """Two thin products in front of the layer's own; the reference's conv1d needs two transposes besides."""
+        hidden = narrowed(x, Affine(self.down.weight, self.down.bias))
+        hidden = dropped(hidden, self.dropout if self.training else 0.0)
+        return base(x + widened(hidden, self._up()))
 
     def merged(self, base: Affine) -> Affine:
         """``W + s (W B) A`` and ``b + s W (B a + b_up)``: factored, so nothing of size d x d is multiplied."""

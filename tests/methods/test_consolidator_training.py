@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import timm
 import torch
+import torch.nn.functional as F  # noqa: N812
 from consolidator_layers import CPU, affine, layer, tokens
-from torch import Tensor, nn
+from kept import floor, kept_bytes
+from torch import Tensor
+from torch.autograd import gradgradcheck
+from torch.func import functional_call, jvp, vmap
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from lightning_petl import Affine, Consolidator, adapted_layers, inject, trainable
 from lightning_petl.grouped import draw_parts
@@ -134,30 +141,54 @@ def test_gradients_inside_a_backbone(backbone: str) -> None:
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12, msg=name)
 
 
-def kept_bytes(model: nn.Module, x: Tensor) -> int:
-    """Bytes that autograd keeps for the backward pass, without parameters and buffers; each storage counts once."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(x).sum()
-    return sum(kept.values())
-
-
 def test_training_keeps_no_more_than_the_frozen_backbone() -> None:
     x = torch.randn(32, 3, 32, 32)
-    floor = vit(depth=4).requires_grad_(False).train()
-    floor.patch_embed.proj.bias.requires_grad_(True)
-    floor.head.requires_grad_(True)
     model = inject(vit(depth=4), Consolidator()).train()
     model.head.requires_grad_(True)
-    assert kept_bytes(model, x) <= 1.02 * kept_bytes(floor, x)
+    assert kept_bytes(model, x) <= 1.02 * kept_bytes(floor(lambda: vit(depth=4)), x)
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.5])
+@pytest.mark.parametrize("maker", [F.gelu, lambda x: F.layer_norm(x, (16,)), torch.tanh])
+def test_a_gradient_of_a_gradient(maker: Callable[[Tensor], Tensor], drop: float) -> None:
+    adapter, frozen = layer(16, 32, (4, 8), True, drop_path=drop).train(), affine(16, 32)
+    names = [name for name, _ in adapter.named_parameters()]
+
+    def function(x: Tensor, weight: Tensor, *parameters: Tensor) -> Tensor:
+        torch.manual_seed(3)
+        base = Affine(weight, frozen.bias)
+        return functional_call(adapter, dict(zip(names, parameters, strict=True)), (maker(x), base))
+
+    values = [tokens(16, 4, 2), frozen.weight, *(parameter.detach() for parameter in adapter.parameters())]
+    assert gradgradcheck(function, [value.requires_grad_() for value in values], fast_mode=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+def test_transforms_of_torch_func() -> None:
+    adapter, base, x = layer(16, 32, (4, 8), True), affine(16, 32), tokens(16, 3, 5)
+    parameters = {name: value.detach() for name, value in adapter.named_parameters()}
+
+    def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        return functional_call(adapter, parameters, (x, base)).square().sum()
+
+    each = vmap(torch.func.grad(loss), (None, 0))(parameters, x)
+    for name, value in adapter.named_parameters():
+        (expected,) = torch.autograd.grad(adapter(x, base).square().sum(), value)
+        torch.testing.assert_close(torch.func.grad(loss)(parameters, x)[name], expected)
+        torch.testing.assert_close(each[name].sum(0), expected)
+    out, slope = jvp(lambda x: adapter(x, base), (x,), (torch.ones_like(x),))
+    torch.testing.assert_close(out, adapter(x, base))
+    torch.testing.assert_close(slope, adapter.merged(base).linear(torch.ones_like(x)))
+
+
+def test_backward_gives_everything_free() -> None:
+    adapter, source = layer(16, 32, (4,)), tokens(16, 2, 3).requires_grad_() * 1
+    out = adapter(F.layer_norm(source, (16,)), affine(16, 32)).sum()
+    held = StorageWeakRef(source.untyped_storage())
+    del source
+    assert not held.expired()
+    out.backward()
+    assert held.expired()
 
 
 def test_no_dense_gradient_is_formed() -> None:
