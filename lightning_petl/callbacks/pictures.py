@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_petl.data.input_config import InputConfig
 
 Pixels = NDArray[np.uint8]
-IGNORED_COLOUR = (128, 128, 128)
+NO_CLASS = (255, 255, 255)
 MARGIN = 6
 
 
@@ -24,17 +24,24 @@ def picture(image: Tensor, config: InputConfig) -> Image.Image:
 
 
 def coloured(mask: Pixels, palette: Pixels) -> Image.Image:
-    """A mask ``(h, w)`` of classes in the palette's colours; what is no class is grey."""
-    table = np.full((256, 3), IGNORED_COLOUR, dtype=np.uint8)
+    """A mask ``(h, w)`` of classes in the palette's colours; what is no class is white."""
+    table = np.full((256, 3), NO_CLASS, dtype=np.uint8)
     table[: len(palette)] = palette[:256]
     return Image.fromarray(table[mask])
 
 
-def overlay(image: Image.Image, mask: Pixels, palette: Pixels, opacity: float = 0.55) -> Image.Image:
-    """A mask's colours over its image, at the image's size; pixels without a class stay as they are."""
-    colours = coloured(mask, palette).resize(image.size, Image.Resampling.NEAREST)
-    known = Image.fromarray(np.where(mask < len(palette), round(255 * opacity), 0).astype(np.uint8))
-    return Image.composite(colours, image, known.resize(image.size, Image.Resampling.NEAREST))
+def overlay(image: Image.Image, mask: Pixels, palette: Pixels, opacity: float = 0.6) -> Image.Image:
+    """A mask's colours over its image in grey, at the image's size; pixels without a class are whitened.
+
+    The image keeps its own colours under a class that is black, as the background is in many palettes.
+    """
+    colours = coloured(mask, palette)
+    shown = np.asarray(colours).any(axis=2).astype(np.uint8)
+    colours, where = (
+        each.resize(image.size, Image.Resampling.NEAREST) for each in (colours, Image.fromarray(255 * shown))
+    )
+    tinted = Image.blend(image.convert("L").convert("RGB"), colours, opacity)
+    return Image.composite(tinted, image, where)
 
 
 def indexed(mask: Pixels, palette: Pixels) -> Image.Image:
@@ -62,7 +69,7 @@ def comparison(
     occurring = sorted({int(label) for _, *masks in rows for mask in masks for label in np.unique(mask)})
     legend = [(names[label], tuple(map(int, palette[label]))) for label in occurring if label < len(names)]
     if any(label >= len(names) for label in occurring):
-        legend.append(("no class", (255, 255, 255)))
+        legend.append(("no class", NO_CLASS))
     width = max(sum(each.width + MARGIN for each in row) for row in pictures) + MARGIN
     heights = [max(each.height for each in row) + MARGIN for row in pictures]
     strip = _legend(legend, width)
