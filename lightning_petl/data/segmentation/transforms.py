@@ -127,19 +127,18 @@ class EvalTransform:
         return _normalized(F.to_image(image), self.config)
 
 
-def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_mask(mask: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
     """Resamples a mask ``(h, w)`` to a size: each pixel gets the id of the one whose place its centre falls into.
 
-    torchvision's own for masks takes the corner for the centre, which moves a mask by up to half a pixel against the
-    image.
+    Pillow's, as for images. torchvision's for masks takes the corner for the centre, which moves a mask by up to half a
+    pixel against its image.
     """
-    resized: Tensor = F.resize_image(mask[None], list(size), InterpolationMode.NEAREST_EXACT, antialias=False)[0]
-    return resized
+    return np.array(Image.fromarray(mask).resize(size[::-1], Image.Resampling.NEAREST))
 
 
 def _resized(image: Image.Image, mask: NDArray[np.uint8], size: tuple[int, int], config: InputConfig) -> Sample:
     picture = tv_tensors.Image(F.to_image(_resize(image, size, config)))
-    return picture, tv_tensors.Mask(resize_mask(torch.from_numpy(mask), size))
+    return picture, tv_tensors.Mask(torch.from_numpy(resize_mask(mask, size)))
 
 
 def _resize(image: Image.Image, size: tuple[int, int], config: InputConfig) -> Image.Image:

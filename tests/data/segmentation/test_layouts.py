@@ -98,7 +98,7 @@ def test_names_with_a_suffix(tmp_path: Path) -> None:
     data = SegmentationFolderData(str(tmp_path), **folders)
     assert names(data, "train") == ["i/a.jpg", "i/sub/b.jpg"]
     shutil.move(tmp_path / "m/a_mask.png", tmp_path / "m/a.png")
-    with pytest.raises(DataError, match="1 images without a mask: .*i/a.jpg; 1 masks without an image: .*m/a.png"):
+    with pytest.raises(DataError, match=r"1 images without a mask: .*i/a.jpg; 1 masks without an image: .*m/a.png"):
         SegmentationFolderData(str(tmp_path), **folders)
 
 
@@ -154,7 +154,7 @@ def test_masks_of_another_kind_are_refused_with_the_reason(tmp_path: Path) -> No
         file.save(root / "masks/val/0.jpg")
     (root / "masks/val/0.png").unlink()
     data = SegmentationFolderData(str(root), num_classes=4, **EASY)
-    with pytest.raises(DataError, match="JPEG file, whose compression may change ids .*val/0.jpg, sample 0 of val"):
+    with pytest.raises(DataError, match=r"JPEG file, whose compression may change ids .*val/0.jpg, sample 0 of val"):
         list(data.val_dataloader())
 
 
@@ -319,7 +319,7 @@ def test_voc_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds no Pascal VOC 2012 \[data.root\] - give the folder that holds VOCdevk"):
         PascalVOCData(str(tmp_path))
     root = scenery.voc(tmp_path)
-    with pytest.raises(DataError, match="trainval.txt is missing"):
+    with pytest.raises(DataError, match=r"trainval.txt is missing"):
         PascalVOCData(str(root), train="trainval")
     with pytest.raises(ConfigError, match=r"'2013' for argument year.*\[data.train\]"):
         PascalVOCData(str(root), year="2013")
@@ -346,7 +346,9 @@ def test_cityscapes(tmp_path: Path) -> None:
 def test_cityscapes_with_faults(tmp_path: Path) -> None:
     root = scenery.cityscapes(tmp_path)
     (root / "gtFine/val/lindau/lindau_000000_000019_gtFine_labelIds.png").unlink()
-    with pytest.raises(DataError, match=r"1 files are missing: .*lindau_000000_000019_gtFine_labelIds.png \[data.val\]"):
+    with pytest.raises(
+        DataError, match=r"1 files are missing: .*lindau_000000_000019_gtFine_labelIds.png \[data.val\]"
+    ):
         CityscapesData(str(root))
     shutil.rmtree(root / "gtFine/val")
     (root / "leftImg8bit_trainvaltest.zip").write_bytes(b"")

@@ -57,7 +57,7 @@ def test_sixteen_bits(tmp_path: Path) -> None:
         assert file.mode == "I;16"
     np.testing.assert_array_equal(read_mask(path, TEN), drawn)
     path = write(tmp_path / "far.png", drawn * 300)
-    with pytest.raises(DataError, match="ids without a class: 900, 2100; allowed are 0..9, 255"):
+    with pytest.raises(DataError, match=r"ids without a class: 900, 2100; allowed are 0..9, 255"):
         read_mask(path, TEN)
     np.testing.assert_array_equal(read_mask(path, MaskRule(10, ids={0: 0, 900: 3, 2100: 7})), drawn)
 
@@ -113,7 +113,7 @@ def test_files_that_hold_no_ids(tmp_path: Path, spoil: Callable[[Path], None], m
 def test_half_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "mask.png", ids((64, 64), list(range(10))))
     path.write_bytes(path.read_bytes()[:-600])
-    with pytest.raises(DataError, match="mask cannot be decoded.*truncated"):
+    with pytest.raises(DataError, match=r"mask cannot be decoded.*truncated"):
         read_mask(path, TEN)
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     with pytest.raises(ConfigError, match="LOAD_TRUNCATED_IMAGES"):
@@ -171,7 +171,7 @@ def test_ids_out_of_range(tmp_path: Path, rule: MaskRule, drawn: list[int], bad:
 def test_minus_one(tmp_path: Path) -> None:
     """-1 becomes 65535 in 16 bits; in 8 bits it is 255, the usual id of pixels without a class."""
     drawn = np.array([[0, -1]] * 2)
-    with pytest.raises(DataError, match="ids without a class: 65535; allowed are 0..9, 255"):
+    with pytest.raises(DataError, match=r"ids without a class: 65535; allowed are 0..9, 255"):
         read_mask(write(tmp_path / "deep.png", drawn.astype(np.uint16)), TEN)
     assert read_mask(write(tmp_path / "mask.png", drawn.astype(np.uint8)), TEN).tolist() == [[0, IGNORED]] * 2
 
