@@ -53,6 +53,10 @@ class ConfigFiles:
             # A file for several commands holds each one's settings below its name.
             self._places[name.removeprefix(f"{command}.")].append(place)
 
+    def names(self, group: str) -> bool:
+        """Whether a class is chosen for a group, such as ``data``: by ``--data NAME``, or a file's ``class_path``."""
+        return any(place.value for place in self._places.get(group, ()))
+
     def located(self, error: Error) -> Error:
         """The error again, with the full name of its field, and the file and line that set it, where one did."""
         field, comma, rest = error.where.partition(",")

@@ -72,7 +72,7 @@ def run(arguments: list[str]) -> int:
     # In sys.argv, too: processes that a distributed strategy starts run this command again from there.
     before, sys.argv[1:] = sys.argv[1:], _resolve_method(arguments, methods)
     try:
-        _cli()
+        _cli(files)
     except Exception as error:
         if not isinstance(found := cause(error), PETLError):
             raise
@@ -82,8 +82,9 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _cli() -> PETLCLI:
+def _cli(files: ConfigFiles) -> PETLCLI:
     return PETLCLI(
+        files,
         PETLTask,
         pl.LightningDataModule,
         subclass_mode_model=True,
@@ -136,14 +137,27 @@ class Parser(LightningArgumentParser):
 
 
 class PETLCLI(LightningCLI):
-    """LightningCLI with a task and data module by default, and the callbacks that leave a run's files."""
+    """LightningCLI with a task and data module by default, and the callbacks that leave a run's files.
+
+    Args:
+        files: What the command line sets.
+        *args: Of LightningCLI.
+        **kwargs: Of LightningCLI.
+    """
+
+    def __init__(self, files: ConfigFiles, *args: Any, **kwargs: Any) -> None:
+        self._files = files
+        super().__init__(*args, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds what is configurable besides model, data and trainer."""
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.add_lightning_class_args(Reparameterize, "reparameterize")
         parser.add_lightning_class_args(Overlays, "overlays")
-        parser.set_defaults({"model": {"class_path": _TASK}, "data": {"class_path": _DATA}})
+        # Only where none is chosen: the parser hands a default class's own defaults on to the class that replaces it,
+        # so that a list called train.json would be looked for as the image folder's train.
+        defaults = {"model": _TASK, "data": _DATA}
+        parser.set_defaults({k: {"class_path": cls} for k, cls in defaults.items() if not self._files.names(k)})
         parser.link_arguments("data.classes", "model.init_args.classes", apply_on="instantiate")
 
     def _parse_ckpt_path(self) -> None:
