@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -25,14 +26,22 @@ def collate(items: list[tuple[Tensor, int]] | Batch | DataError) -> Batch | Data
     return images, numbers
 
 
-def empty_batch(shape: Sequence[int]) -> Tensor:
-    """A float32 tensor to write a batch into; in a worker it is in shared memory, and handed over without a copy."""
+def empty_pixels(shape: Sequence[int]) -> Tensor:
+    """A uint8 tensor to write a batch into; in a worker it is in shared memory, and handed over without a copy."""
     if get_worker_info() is None:
-        return torch.empty(shape)
+        return torch.empty(shape, dtype=torch.uint8)
     shared: Any = torch.UntypedStorage
-    storage = shared._new_shared(4 * math.prod(shape))  # as torch's own collation does
-    batch: Tensor = torch.empty(0).set_(storage).view(shape)
-    return batch
+    storage = shared._new_shared(math.prod(shape))  # as torch's own collation does
+    pixels: Tensor = torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+    return pixels
+
+
+class Finished(ABC):
+    """A data set whose batches are finished in the process that trains, because they grow by it."""
+
+    @abstractmethod
+    def finish(self, batch: Any) -> Any:
+        """Makes what a `Loader` yields of what its workers handed over."""
 
 
 class Loader(DataLoader[Any]):
@@ -54,7 +63,7 @@ class Loader(DataLoader[Any]):
         for batch in super().__iter__():
             if isinstance(batch, DataError):
                 raise batch
-            yield batch
+            yield self.dataset.finish(batch) if isinstance(self.dataset, Finished) else batch
 
     def state_dict(self) -> dict[str, int]:
         """What the order of samples follows from. The place in it is not kept: the trainer counts its batches."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_petl.data.loading import Batch, empty_batch
+from lightning_petl.data.loading import Batch, Finished, empty_pixels
 from lightning_petl.data.randomness import seeded
 from lightning_petl.data.samplers import Draw
 from lightning_petl.data.sources import Sample, Samples
@@ -108,8 +108,11 @@ class VideoSource(Samples):
         return Repeats(int((counts >= 0).sum()), int((counts > 0).sum()), int(counts.clamp(min=0).sum()))
 
 
-class Clips(Dataset[tuple[Tensor, int]]):
+class Clips(Dataset[tuple[Tensor, int]], Finished):
     """Videos as tensors, each with a number beside it.
+
+    Workers hand pixels over as bytes: a float is four times as much to write, to share and to pin. The process that
+    trains makes floats of them, where the accelerator can fetch them from (`finish`).
 
     Args:
         source: The videos.
@@ -132,30 +135,33 @@ class Clips(Dataset[tuple[Tensor, int]]):
         """
 
     def __getitem__(self, draw: int | Draw) -> tuple[Tensor, int]:
-        """Reads one sample; a plain index is a draw in epoch 0.
+        """Reads one sample, float32; a plain index is a draw in epoch 0.
 
         Raises:
             DataError: Its file cannot be read.
         """
-        frames = self.cut(draw)
-        return self.transform.normalize(frames, torch.empty(frames.shape)), self.targets[_index(draw)]
+        return self.transform.normalize(self.cut(draw)), self.targets[_index(draw)]
 
     def __getitems__(self, draws: Sequence[int | Draw]) -> Batch | DataError:
-        """Reads a batch for a `Loader`, which raises the error that this returns.
+        """Reads a batch for a `Loader`, ``(B, ..., H, W, 3)`` uint8; the loader raises the error that this returns.
 
-        A worker's exception would reach the user as forty lines around the one that names the file. And the batch is
-        written where it is handed over: stacking clips would copy tens of megabytes.
+        A worker's exception would reach the user as forty lines around the one that names the file.
         """
-        batch: Tensor | None = None
+        pixels: Tensor | None = None
         try:
             for place, draw in enumerate(draws):
-                frames = self.cut(draw)
-                batch = empty_batch((len(draws), *frames.shape)) if batch is None else batch
-                self.transform.normalize(frames, batch[place])
+                frames = self.cut(draw).movedim(-3, -1)  # as they lie in memory
+                pixels = empty_pixels((len(draws), *frames.shape)) if pixels is None else pixels
+                pixels[place] = frames
         except DataError as error:
             return error
-        assert batch is not None  # a loader asks for one sample at least
-        return batch, torch.tensor([self.targets[_index(draw)] for draw in draws])
+        assert pixels is not None  # a loader asks for one sample at least
+        return pixels, torch.tensor([self.targets[_index(draw)] for draw in draws])
+
+    def finish(self, batch: Batch) -> Batch:
+        """Normalises a batch of `__getitems__`: ``(B, ..., 3, H, W)`` float32, in pinned memory if there is a GPU."""
+        pixels, numbers = batch
+        return self.transform.normalize(pixels.movedim(-1, -3), torch.cuda.is_available()), numbers
 
 
 class TrainClips(Clips):

@@ -54,7 +54,7 @@ class Augmentation:
 
 
 class ClipTransform:
-    """What makes a tensor of frames, in two steps, of which the second writes where the batch is.
+    """What makes a tensor of frames, in two steps: the first keeps 8 bits.
 
     Args:
         steps: What `cut` does, behind moving the channels.
@@ -80,14 +80,14 @@ class ClipTransform:
             cut = step(cut)
         return cut
 
-    def normalize(self, frames: Tensor, out: Tensor) -> Tensor:
-        """Writes the normalised pixels of `cut` frames to ``out``, float32 of the same shape, and returns it."""
+    def normalize(self, frames: Tensor, pinned: bool = False) -> Tensor:
+        """The normalised pixels of frames that `cut` made, float32 of the same shape."""
+        out = torch.empty(frames.shape, pin_memory=pinned)
         return out.copy_(frames).mul_(self._scale).add_(self._shift)
 
     def __call__(self, frames: Tensor) -> Tensor:
         """Both steps."""
-        cut = self.cut(frames)
-        return self.normalize(cut, torch.empty(cut.shape))
+        return self.normalize(self.cut(frames))
 
 
 def train_transform(config: InputConfig, short_side: int, augmentation: Augmentation) -> ClipTransform:
