@@ -131,9 +131,11 @@ def test_its_commands_are_parsed(path: Path, parsed: Any) -> None:
             assert (ROOT / file).is_file(), file
             wanted |= settings(ROOT / file)
         for key, value in wanted.items():
+            if key in overridden or value == {}:
+                continue
             if key.endswith("class_path"):
                 assert str(found[key]).rpartition(".")[2] == str(value).rpartition(".")[2]
-            elif key not in overridden and value != {}:
+            else:
                 assert found[key] == value, key
 
 
