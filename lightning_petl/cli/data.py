@@ -31,6 +31,7 @@ class Maker(NamedTuple):
 
 MAKERS = {
     "moving-digits": Maker("lightning_petl.demo.moving_digits", "clips of digits whose class is what happens in time"),
+    "digit-scenes": Maker("lightning_petl.demo.digit_scenes", "digits over photographs, and masks: ADE20K's layout"),
 }
 """The data sets that `data make` knows, by name."""
 
