@@ -57,9 +57,10 @@ class VideoListData(VideoDataModule):
             splits[name] = split = Split([], base, base / file, option=f"data.{name}_list")
             count = None if classes is None else len(classes)
             split.samples = read_list(base / file, base, count, allow_outside_root, split.option, split.missing)
-            if classes is None and split.samples:  # the training list, which comes first
-                complete = not split.missing or self.missing == "drop"
-                classes = checked_classes(split.samples, None, base / file) if complete else ()
+            # Without all of its videos the training list may lack a class; that they are missing is said first.
+            complete = split.samples and (not split.missing or self.missing == "drop")
+            if name == "train" and classes is None and complete:
+                classes = checked_classes(split.samples, None, base / file)
         if predict is not None:
             splits["predict"] = Split(scan_files(base / predict, "data.predict", VIDEOS), base / predict)
         self.fill(splits, classes or ())
