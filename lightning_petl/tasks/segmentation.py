@@ -119,7 +119,8 @@ class SegmentationTask(PETLTask):
         image = torch.zeros(1, 3, *self.input_config.image_size)
         try:
             self.backbone.eval()
-            freeze_unreached(self.backbone, self.architecture.run_all(self.backbone, image))
+            with torch.enable_grad():
+                freeze_unreached(self.backbone, self.architecture.run_all(self.backbone, image))
         finally:
             for module, mode in modes.items():
                 module.training = mode
@@ -127,7 +128,12 @@ class SegmentationTask(PETLTask):
     def forward(self, inputs: Tensor) -> Tensor:
         """Scores ``(batch, classes, height, width)`` of images ``(batch, 3, height, width)``, on their pixels."""
         scores = self.architecture.run(self.backbone, inputs)
-        return self.architecture.on_pixels(self.backbone, scores.float(), inputs.shape[-2:])
+        return self._on_pixels(scores, inputs.shape[-2:])
+
+    def _on_pixels(self, scores: Tensor, size: Sequence[int]) -> Tensor:
+        """Scores on an image's pixels, in float32 where the model runs in less."""
+        exact = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        return self.architecture.on_pixels(self.backbone, exact, size)
 
     def inputs_of(self, batch: Any) -> Tensor:
         """One window of each image of a batch, ``(batch, 3, height, width)``, of the size that windows have."""
@@ -157,7 +163,7 @@ class SegmentationTask(PETLTask):
         return loss
 
     def _loss(self, scores: Tensor, masks: Tensor) -> Tensor:
-        pixels = self.architecture.on_pixels(self.backbone, scores.float(), masks.shape[-2:])
+        pixels = self._on_pixels(scores, masks.shape[-2:])
         loss = cross_entropy(pixels, masks)
         return loss + self.dice_weight * dice_loss(pixels, masks) if self.dice_weight else loss
 
