@@ -202,6 +202,7 @@ def test_protocols() -> None:
         assert (found["data.batch_size"], found["data.drop_last"]) == ((32, False) if arc else (64, True))
         assert found["model.schedule"] == ("step" if arc else "epoch")
         assert (found["model.warmup_lr"], found["model.min_lr"]) == ((0, 0) if arc else (1e-6, 1e-5))
+        assert found.get("model.warmup_prefix", False) is arc
         assert found["model.decay_vectors"] is not recipe.startswith("consolidator")
         assert found["model.method.train_norms_and_biases"] if recipe.startswith("consolidator") else True
         assert found["seed_everything"] == found["data.seed"] == (0 if recipe.startswith("consolidator") else 42)

@@ -50,6 +50,8 @@ class PETLTask(pl.LightningModule, ABC):
         optimizer: Builds the optimizer from the parameters that train.
         warmup_epochs: Epochs of linear warm-up in front of the cosine.
         warmup_lr: Learning rate at the start of the warm-up.
+        warmup_prefix: Whether the cosine starts at the end of the warm-up, as in ARC's recipe, rather than with the
+            first epoch, which the warm-up then covers.
         min_lr: Learning rate at the end of the cosine.
         schedule: Whether the learning rate changes with each epoch, as in RepAdapter's and Consolidator's recipes, or
             with each step, as in ARC's.
@@ -80,6 +82,7 @@ class PETLTask(pl.LightningModule, ABC):
         optimizer: OptimizerCallable = adamw,
         warmup_epochs: int = 10,
         warmup_lr: float = 1e-6,
+        warmup_prefix: bool = False,
         min_lr: float = 1e-5,
         schedule: Schedule = "epoch",
         decay_vectors: bool = True,
@@ -88,7 +91,8 @@ class PETLTask(pl.LightningModule, ABC):
     ) -> None:
         super().__init__()
         self.method, self.optimizer_of = method, optimizer
-        self.warmup_epochs, self.warmup_lr, self.min_lr = warmup_epochs, warmup_lr, min_lr
+        self.warmup_epochs, self.warmup_lr, self.warmup_prefix = warmup_epochs, warmup_lr, warmup_prefix
+        self.min_lr = min_lr
         if schedule not in get_args(Schedule):
             raise ConfigError(f"schedule is {schedule!r}", where="model.schedule", fix="give epoch or step")
         self.schedule, self.decay_vectors = schedule, decay_vectors
@@ -198,12 +202,14 @@ class PETLTask(pl.LightningModule, ABC):
             raise ConfigError("the cosine needs a number of epochs", where="trainer.max_epochs", fix="set it above 0")
         optimizer = self.optimizer_of(parameters if self.decay_vectors else _decay_of_matrices(parameters))
         length = 1 if self.schedule == "epoch" else int(self.trainer.estimated_stepping_batches) // epochs
+        warmup = min(self.warmup_epochs, epochs)
         scheduler = CosineLRScheduler(
             optimizer,
-            t_initial=epochs * length,
+            t_initial=max(1, epochs - warmup if self.warmup_prefix else epochs) * length,
             lr_min=self.min_lr,
-            warmup_t=min(self.warmup_epochs, epochs) * length,
+            warmup_t=warmup * length,
             warmup_lr_init=self.warmup_lr,
+            warmup_prefix=self.warmup_prefix,
         )
         schedule = {"scheduler": scheduler, "interval": self.schedule}
         return cast(OptimizerLRScheduler, {"optimizer": optimizer, "lr_scheduler": schedule})

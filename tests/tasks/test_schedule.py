@@ -63,6 +63,22 @@ def test_by_step(tmp_path: Path) -> None:
     assert seen == pytest.approx(warm + [cosine(step, 4 * STEPS) for step in range(STEPS, 4 * STEPS)])
 
 
+def test_a_cosine_after_the_warm_up(tmp_path: Path) -> None:
+    options = {"warmup_epochs": 1, "warmup_prefix": True, "min_lr": 1e-4}
+    by_step, _, _ = fit(tmp_path, warmup_lr=0.0, schedule="step", **options)
+    warm = [1e-2 * step / STEPS for step in range(STEPS)]
+    assert by_step == pytest.approx(warm + [cosine(step, 3 * STEPS) for step in range(3 * STEPS)])
+    by_epoch, _, _ = fit(tmp_path, warmup_lr=1e-3, **options)
+    assert by_epoch == pytest.approx(
+        [rate for rate in (1e-3, *(cosine(epoch, 3) for epoch in range(3))) for _ in range(STEPS)]
+    )
+
+
+def test_a_warm_up_as_long_as_the_fit(tmp_path: Path) -> None:
+    seen, _, _ = fit(tmp_path, warmup_epochs=10, warmup_prefix=True, warmup_lr=0.0)
+    assert seen == pytest.approx([1e-2 * epoch / 4 for epoch in range(4) for _ in range(STEPS)])
+
+
 def test_weight_decay_leaves_vectors_out(tmp_path: Path) -> None:
     _, task, trainer = fit(tmp_path, decay_vectors=False)
     matrices, vectors = trainer.optimizers[0].param_groups
