@@ -67,7 +67,7 @@ def main() -> None:
     options = parser.parse_args()
     # Matrices of this size gain nothing from a second thread, and wait for it where another program holds the core.
     torch.set_num_threads(1)
-    out = _free(options.out)
+    out = free(options.out)
     folders = {method: out / method for method in (METHODS if options.all else QUICK)}
     for method, folder in folders.items():
         _fit_and_test(method, options.config, folder)
@@ -80,12 +80,12 @@ def main() -> None:
         for index, (method, folder) in enumerate(folders.items())
     ]
     _print(rows, speeds[0], sum(parameter.numel() for parameter in plain.parameters()))
-    _plot_curves(folders, out / "training_curves.png")
+    plot_curves(folders, out / "training_curves.png")
     _plot_confusion(folders["RepAdapter"], out / "confusion_matrix.png")
     print(f"\nwritten to {out}: training_curves.png, confusion_matrix.png, and a run folder for each method")
 
 
-def _free(out: Path) -> Path:
+def free(out: Path) -> Path:
     """The folder itself, or one beside it where it holds a run already."""
     number = 1
     free = out
@@ -98,15 +98,20 @@ def _free(out: Path) -> Path:
 def _fit_and_test(method: str, config: Path, folder: Path) -> None:
     """Fits one method, then tests its adapter file and its merged file."""
     shared = ["--config", str(config), "--model.method", method, *METHODS[method]]
-    _command(["fit", *shared, "--trainer.default_root_dir", str(folder)])
+    command(["fit", *shared, "--trainer.default_root_dir", str(folder)])
     for kind in ("adapter", "merged"):
         weights = ["--model.weights", str(folder / f"{kind}.safetensors")]
-        _command(["test", *shared, *weights, "--trainer.default_root_dir", str(folder / f"test_{kind}")])
+        command(["test", *shared, *weights, "--trainer.default_root_dir", str(folder / f"test_{kind}")])
     weights = ["--model.weights", str(folder / "merged.safetensors")]
-    _command(["predict", *shared, *weights, "--trainer.default_root_dir", str(folder / "predict")])
+    command(["predict", *shared, *weights, "--trainer.default_root_dir", str(folder / "predict")])
 
 
-def _command(arguments: list[str]) -> None:
+def command(arguments: list[str]) -> None:
+    """Runs one command of the package in this process, and shows it.
+
+    Raises:
+        PETLError: It failed.
+    """
     print(f"\n$ lightning-petl {' '.join(arguments)}", flush=True)
     if cli.run(arguments):
         raise PETLError("the command above failed", where=arguments[0])
@@ -157,13 +162,15 @@ def _print(rows: list[Row], plain_speed: float, parameters: int) -> None:
     print(f"{'plain backbone':<14}{'of ' + format(parameters, ','):>11}{'':>32}{plain_speed:>10.0f}{plain_speed:>9.0f}")
 
 
-def _plot_curves(folders: dict[str, Path], out: Path) -> None:
-    """Validation accuracy and training loss of each method, by epoch."""
+def plot_curves(
+    folders: dict[str, Path], out: Path, metrics: tuple[str, str] = ("val/acc1", "train/loss_epoch")
+) -> None:
+    """Two logged metrics of each method, by epoch: how well it does, and the training loss."""
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
-    for axis, metric in zip(axes, ("val/acc1", "train/loss_epoch"), strict=True):
+    for axis, metric in zip(axes, metrics, strict=True):
         for method, folder in folders.items():
             with (folder / "metrics.csv").open(newline="") as file:
                 points = [(int(row["epoch"]), float(row[metric])) for row in csv.DictReader(file) if row.get(metric)]
