@@ -38,6 +38,7 @@ def _words(found: dict[str, Any], path: str) -> str:
         f"backbone  {backbone.get('name')} {backbone.get('arguments')}",
         f"          fingerprint {backbone.get('fingerprint')}",
         *_frames(backbone),
+        *_pixels(backbone),
         f"layers    {len(found.get('layers', []))} adapted",
         f"classes   {', '.join(classes) if classes else 'not recorded'}",
         f"created   {', '.join(found.get('created', [])) or 'nothing'}",
@@ -54,3 +55,13 @@ def _frames(backbone: dict[str, Any]) -> list[str]:
     arguments = ", ".join(f"{key}={value}" for key, value in (head.get("arguments") or {}).items())
     under = f"under the {head.get('name')} head({arguments})" if head.get("name") else "under the backbone's own head"
     return [f"frames    {backbone['frames']}, {under}"]
+
+
+def _pixels(backbone: dict[str, Any]) -> list[str]:
+    """The decode head of a backbone that gives each pixel a class."""
+    if backbone.get("kind") != "segmentation":
+        return []
+    head = backbone.get("head") or {}
+    read = "its own layers" if head.get("layers") is None else f"layers {head['layers']}"
+    auxiliary = f", auxiliary heads on layers {head['auxiliary']}" if head.get("auxiliary") else ""
+    return [f"pixels    {head.get('kind')} head on {read}{auxiliary}"]

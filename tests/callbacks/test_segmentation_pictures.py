@@ -65,7 +65,7 @@ def test_overlays_while_training(folder: Path) -> None:
     assert found["n_expected"] == found["n_scored"] == 3
 
 
-def test_the_files_test_and_fold_the_same(folder: Path) -> None:
+def test_the_files_test_and_fold_the_same(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scores = []
     for kind in ("adapter", "merged"):
         run(folder, "test", f"test_{kind}", "--model.weights", str(folder / f"run/{kind}.safetensors"))
@@ -78,6 +78,8 @@ def test_the_files_test_and_fold_the_same(folder: Path) -> None:
     assert certificate["model"]["inputs"] == 3
     assert certificate["model"]["source"] == "validation"
     assert cli.run(["verify", str(folder / "run")]) == 0
+    assert cli.run(["inspect", str(folder / "run/merged.safetensors")]) == 0
+    assert "pixels    linear head on its own layers" in capsys.readouterr().out
     with (folder / "test_merged" / "class_scores.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["class"] for row in rows] == ["ground", "red", "green", "blue", "none"]
