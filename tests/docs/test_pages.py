@@ -21,7 +21,7 @@ ROOT = pages.ROOT
 DOCS = ROOT / "docs"
 PACKAGE = ROOT / "lightning_petl"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
-SLOW = ("command-line.md", "getting-started.md", "plugins.md")
+SLOW = ("command-line.md", "getting-started.md", "plugins.md", "video.md")
 """Pages that take over ten seconds: real backbones at their real size, or processes of their own."""
 
 PUBLIC = ("", ".backbones", ".callbacks", ".data", ".tasks", ".testing")
