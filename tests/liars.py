@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_petl import Adapter, Affine, Method, Target
+from lightning_petl.adapter import LowRank
 
 
 class HonestAdapter(Adapter):
@@ -44,6 +45,20 @@ class WrongGradient(Honest):
     class adapter(HonestAdapter):  # noqa: N801
         def forward(self, x: Tensor, base: Affine) -> Tensor:
             return base(x) * self.scale.detach().to(x.dtype) + 0 * self.scale.sum().to(x.dtype)
+
+
+class WrongLowRank(Honest):
+    class adapter(HonestAdapter):  # noqa: N801
+        def low_rank(self, base: Affine) -> LowRank:
+            added = base.scaled(self.scale)  # with what was there before
+            return LowRank(Affine.identity(base.in_features, base.weight).weight, added.weight)
+
+
+class LowRankForgetsBias(Honest):
+    class adapter(HonestAdapter):  # noqa: N801
+        def low_rank(self, base: Affine) -> LowRank:
+            added = base.scaled(self.scale - 1)
+            return LowRank(Affine.identity(base.in_features, base.weight).weight, added.weight)
 
 
 class WritesToBase(Honest):

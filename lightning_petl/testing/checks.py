@@ -10,7 +10,7 @@ import torch
 from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
-from lightning_petl.adapter import Adapter, Method
+from lightning_petl.adapter import Adapter, LowRank, Method
 from lightning_petl.affine import Affine
 from lightning_petl.errors import NotMergeable
 from lightning_petl.injection import SHARED, trainable
@@ -181,6 +181,32 @@ def consolidated_is_exact(path: str, layer: Adapted, small: Adapter) -> None:
     for name, found in (("merged map", small.merged(base)(x)), ("forward", small(x, base))):
         error = difference(found, expected)
         require(error <= 1e-12, f"{path}: the {name} of the consolidated form differs by {error:.1e}")
+
+
+def low_rank_is_exact(path: str, adapter: Adapter, base: Affine) -> bool:
+    """Compares what an adapter's low-rank form adds to a layer with its merged map; says whether it has that form."""
+    before, state = _tensors(base), snapshot(adapter)
+    with torch.no_grad():
+        change, merged = adapter.low_rank(base), adapter.merged(base)
+    require_equal(before, _tensors(base), f"{path}: low_rank changes its base")
+    require_equal(state, adapter.state_dict(), f"{path}: low_rank changes the adapter")
+    if change is None:
+        return False
+    require(isinstance(change, LowRank), f"{path}: low_rank returns {type(change).__name__}, no LowRank")
+    rank = change.down.shape[0]
+    found, expected = (change.down.shape, change.up.shape), ((rank, base.in_features), (base.out_features, rank))
+    require(found == expected, f"{path}: low_rank's down and up are {found}, not {expected}")
+    weight = base.weight + change.scale * (change.up @ change.down)
+    biases = [
+        bias for bias in (base.bias, None if change.bias is None else change.scale * change.bias) if bias is not None
+    ]
+    error = difference(weight, merged.weight)
+    require(error <= 1e-12, f"{path}: low_rank and merged differ by {error:.1e} in the weight")
+    require(bool(biases) == (merged.bias is not None), f"{path}: only one of low_rank and merged has a bias")
+    if merged.bias is not None:
+        error = difference(torch.stack(biases).sum(0), merged.bias)
+        require(error <= 1e-12, f"{path}: low_rank and merged differ by {error:.1e} in the bias")
+    return True
 
 
 def is_plain(model: nn.Module, plain: nn.Module, created: tuple[str, ...]) -> None:

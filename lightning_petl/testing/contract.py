@@ -178,6 +178,17 @@ class MethodContract:
             require_equal(small.state_dict(), again, f"{path}: consolidating twice gives another form")
         checks.consolidated_models_agree(model, self._any_backbone())
 
+    def test_low_rank_is_what_merging_adds(self) -> None:
+        """The form in which an adapter is exchanged with other packages, where it has one, is the definition again."""
+        self._skip_what_does_not_fold()
+        model, found = self._injected(self._adapted_backbone()), 0
+        for path, layer in adapted_layers(model).items():
+            bias = normal((layer.out_features,), seed=8)
+            for base in (layer.affine(), Affine(layer.affine().weight), Affine(layer.affine().weight, bias)):
+                found += checks.low_rank_is_exact(path, layer.adapter, base)
+        if not found:
+            pytest.skip("the method has no low-rank form")
+
     def test_file_round_trip(self, tmp_path: Path) -> None:
         """A file holds all that a method learned: loaded, it computes the same, and is written the same."""
         backbone = self._any_backbone()

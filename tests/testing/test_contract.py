@@ -15,6 +15,7 @@ from lightning_petl.testing import BACKBONES, MethodContract
 FORWARD, PURE = "test_forward_is_the_merged_map", "test_merged_is_pure"
 ARGUMENTS, TRAINS = "test_arguments_are_json_and_build_the_method_again", "test_only_what_is_declared_trains"
 CONSOLIDATED, FOLLOW = "test_consolidated_is_equal_and_no_larger", "test_parameters_follow_their_layer"
+LOW_RANK = "test_low_rank_is_what_merging_adds"
 
 LIARS = [
     (liars.ForgetsBias(), FORWARD, "forward and merged differ"),
@@ -38,6 +39,8 @@ LIARS = [
     (liars.SharesBetweenModels(), "test_copies_are_equal_and_independent", "shares parameters with the first"),
     (liars.LargerForStorage(), CONSOLIDATED, "the consolidated form is larger"),
     (liars.ForgetsScale(), CONSOLIDATED, "the merged map of the consolidated form differs"),
+    (liars.WrongLowRank(), LOW_RANK, r"low_rank and merged differ by .* in the weight"),
+    (liars.LowRankForgetsBias(), LOW_RANK, r"low_rank and merged differ by .* in the bias"),
     (liars.HiddenState(), "test_file_round_trip", "loaded from its file, the model differs"),
     (liars.Float32Only(), FOLLOW, "should be torch.float64"),
     (liars.WidensOutputs(), FOLLOW, "the output for torch.bfloat16 inputs is torch.float32"),
