@@ -65,7 +65,7 @@ def write(path: Path, codec: str, like: str, seed: int) -> None:
         stream: Any = file.add_stream(name, rate=Fraction(fps), options=settings)
         stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
         for index in range(count):
-            y, x = 2 * index % 128, 3 * index % 128
+            y, x = (abs(step * index % 256 - 128) for step in (2, 3))  # to and fro, without a cut
             frame = texture[y : y + size[0], x : x + size[1]] // 2 + rng.integers(0, 16, (*size, 3), dtype=np.uint8)
             file.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
         file.mux(stream.encode(None))

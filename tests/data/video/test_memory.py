@@ -57,3 +57,49 @@ def test_memory_is_flat_over_thousands_of_files(videos: Path, tmp_path: Path, re
     # PyAV in this process moves by one hundredth either way, however many files; decord's threads by two.
     assert after < before * (1.025 if flat else 1.05), (before, after)
     assert handles_after == handles_before
+
+
+CLIPS = f"""
+import ctypes, gc, os, sys
+from lightning_petl.data import VideoListData
+root, timeout = sys.argv[1], float(sys.argv[2]) or None
+data = VideoListData(root, "train.txt", allow_outside_root=True, frames=4, rate=3, image_size=32, batch_size=4,
+                     normalization="imagenet", timeout_s=timeout, rand_augment="rand-m7-n2-mstd0.5-inc1")
+
+def resident():
+    pids = [os.getpid()]
+    if timeout:
+        from lightning_petl.data.video.watched import _Process
+        pids.append(_Process._mine._child.pid)
+    total = 0
+    for pid in pids:
+        with open(f"/proc/{{pid}}/statm") as file:
+            total += int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return total
+
+loader, read, epoch = data.train_dataloader(), 0, 0
+while read < {OPENS}:
+    loader.sampler.set_epoch(epoch)
+    epoch += 1
+    for clips, labels in loader:
+        before, read = read, read + len(labels)
+        if before < {WARM} <= read or before < {OPENS} <= read:
+            del clips, labels
+            gc.collect()
+            ctypes.CDLL(None).malloc_trim(0)
+            print(resident(), len(os.listdir("/proc/self/fd")))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("timeout", [0, 60], ids=["here", "watched"])
+def test_memory_is_flat_over_thousands_of_clips(videos: Path, tmp_path: Path, timeout: int) -> None:
+    names = ("short.mp4", "open.mp4", "vp9.webm", "b_frames.avi", "odd.mp4", "one.mp4") * 20
+    (tmp_path / "files").symlink_to(videos)
+    lines = "".join(f"files/{name} {place % 2}\n" for place, name in enumerate(names))
+    (tmp_path / "train.txt").write_text(lines)
+    words = [sys.executable, "-W", "ignore", "-c", CLIPS]
+    done = subprocess.run([*words, str(tmp_path), str(timeout)], check=True, capture_output=True, text=True)
+    (before, files_before), (after, files_after) = (map(int, line.split()) for line in done.stdout.splitlines())
+    assert after < before * 1.05, (before, after)
+    assert files_after == files_before
