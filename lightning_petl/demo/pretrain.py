@@ -124,7 +124,7 @@ def pretrain(inputs: Tensor, labels: Tensor, iterations: int = ITERATIONS, seed:
     """
     if iterations < 1:
         raise ConfigError(f"{iterations} iterations", where="iterations", fix="give 1 or more")
-    with torch.random.fork_rng(devices=[]), _one_thread():
+    with torch.random.fork_rng(devices=[]), one_thread():
         torch.manual_seed(seed)
         model: nn.Module = timm.create_model(BACKBONE, **BACKBONE_ARGS)
         _train(model, inputs, labels, iterations, torch.Generator().manual_seed(seed))
@@ -132,7 +132,7 @@ def pretrain(inputs: Tensor, labels: Tensor, iterations: int = ITERATIONS, seed:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Runs torch on one thread.
 
     The sums then do not depend on the number of cores. Nothing is lost: a second thread does not speed up matrices
@@ -184,7 +184,7 @@ def read_header(path: Path) -> dict[str, Any]:
 
 def accuracy(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
     """Part of the images ``(n, 3, 32, 32)`` that get their label ``(n,)``, 0 to 1."""
-    with torch.inference_mode(), _one_thread():
+    with torch.inference_mode(), one_thread():
         return float((model(inputs).argmax(dim=1) == labels).double().mean())
 
 
