@@ -251,13 +251,15 @@ class VideoDataModule(PETLDataModule):
 
     def teardown(self, stage: str) -> None:
         """Says how many videos were shorter than a clip, once for each split."""
+        world, rank = self._place()
+        part = f", of those that process {rank} of {world} read," if world > 1 else ""
         for split, source in self._distinct().items():
             counts = source.repeats()
             if counts.videos and source not in self._reported:
                 self._reported.append(source)
                 warnings.warn(
-                    f"{counts.videos} videos of {split} have fewer frames than were asked of them; {counts.frames} "
-                    f"frames came again (data.short: {self.sampling.short})",
+                    f"{counts.videos} videos of {split}{part} have fewer frames than were asked of them; "
+                    f"{counts.frames} frames came again (data.short: {self.sampling.short})",
                     DataWarning,
                     stacklevel=2,
                 )
