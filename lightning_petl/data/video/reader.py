@@ -32,6 +32,7 @@ class VideoReader(ABC):
     - Rotation in the metadata is applied, by multiples of 90 degrees; mirroring and pixel aspect ratio are not.
     - Pixels are 8-bit RGB by the matrix and range that the stream states. Readers agree to the bit on 8-bit streams of
       even size. On others (10 bits, odd sizes, BT.2020) their versions of libswscale differ, most at edges of colour.
+    - Transparency is left out: pixels have the colour that is stored, as players without it show them.
     - Of several video streams, the one that FFmpeg ranks best is read.
 
     Instances hold native handles: open them in the process that reads, and close them. As a context manager, a reader

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import media
 import numpy as np
 import pytest
@@ -98,6 +100,23 @@ def test_rotation_is_applied(videos: Path, tmp_path: Path, reader: Reader, degre
         expected = np.rot90(upright.frames([7, 30]), -degrees // 90, axes=(1, 2))
         assert video.size == expected.shape[1:3]
         assert np.array_equal(video.frames([7, 30]), expected)
+
+
+@readers
+@pytest.mark.parametrize(("codec", "pixels", "name"), [("png", "rgba", "a.mov"), ("libvpx-vp9", "yuva420p", "a.webm")])
+def test_transparency_is_left_out(tmp_path: Path, reader: Reader, codec: str, pixels: str, name: str) -> None:
+    colours = np.zeros((4, 64, 80, 4), np.uint8)
+    colours[..., 0], colours[..., 3] = 200, np.linspace(0, 255, 80)
+    colours[..., 1] = 60 * np.arange(4)[:, None, None]
+    with av.open(str(tmp_path / name), "w") as file:
+        stream = file.add_stream(codec, rate=Fraction(10))
+        stream.width, stream.height, stream.pix_fmt = 80, 64, pixels
+        for frame in colours:
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgba")))
+        file.mux(stream.encode(None))
+    with reader(str(tmp_path / name)) as video:
+        difference = video.frames(range(4)).astype(int) - colours[..., :3]
+    assert np.abs(difference).max() <= 4
 
 
 @readers
