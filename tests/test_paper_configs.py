@@ -49,7 +49,7 @@ RECIPES = {
     "arc_swin_vtab1k": VTAB,
     "arc_fgvc": FGVC,
 }
-ALONE = {"repadapter_ade20k"}
+ALONE = {"repadapter_ade20k", "repadapter_ssv2", "repadapter_hmdb51"}
 """Recipes of one data set, with tests of their own."""
 
 OVERLAYS = [f"{recipe}/{name}" for recipe, sets in RECIPES.items() for name in sets]
