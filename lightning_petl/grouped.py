@@ -134,6 +134,8 @@ def draw_parts(samples: int, branches: int, drop: float, device: torch.device) -
 def _joined(pieces: list[Tensor], parts: Parts, shape: tuple[int, ...]) -> Tensor:
     """Tokens of all parts, each ``(tokens, features)``, back in the order of their batch."""
     if parts[0].samples is None:
+        if torch._C._get_tracing_state() is not None:  # a trace keeps only the sizes that it sees a view take
+            return pieces[0].view(shape)
         # A view that a Function returns may not be changed in place, as an activation may want; nothing else sees this.
         whole: Tensor = torch.ops.aten._unsafe_view(pieces[0], shape)
         return whole

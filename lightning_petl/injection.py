@@ -150,6 +150,9 @@ def _trained(model: nn.Module, method: Method) -> tuple[str, ...]:
 
 def _wrap(model: nn.Module, targets: list[Target], adapters: dict[str, Adapter], shared: nn.Module | None) -> None:
     record = injection_of(model)
+    if shared is not None and isinstance(model, nn.Sequential):
+        reason = f"a Sequential would run what the adapters of {type(record.method).__name__} share as one more layer"
+        raise PETLError(reason, where="model", fix="put it into a module with a forward of its own")
     own = dict(model.named_parameters())
     model.requires_grad_(False)
     for name in record.trained:

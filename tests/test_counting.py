@@ -80,6 +80,21 @@ def test_counts(backbone: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert row["with_head"] == sum(columns) + row["head"]
 
 
+# Parameters of the norms, which the recipe trains in place; the biases of adapted layers count as the adapters' own.
+NORMS = {
+    "vit_small_patch16_224": (110_592, 2 * 41_472, 19_200),
+    "vit_base_patch16_224": (221_184, 2 * 82_944, 38_400),  # 425,472 in all
+    "vit_large_patch16_224": (589_824, 2 * 221_184, 100_352),
+}
+
+
+@pytest.mark.parametrize("backbone", [*NORMS])
+def test_the_consolidator_as_trained(backbone: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["methods", "--count", backbone, "--json"]) == 0
+    found = {row["name"]: row for row in json.loads(capsys.readouterr().out)}["Consolidator as trained"]
+    assert (found["weights"], found["biases"], found["in_place"]) == NORMS[backbone]
+
+
 def test_full_fine_tuning_trains_in_place(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["methods", "--count", "vit_base_patch16_224", "--json"]) == 0
     found = {row["name"]: row for row in json.loads(capsys.readouterr().out)}

@@ -238,6 +238,19 @@ def test_a_refused_injection_leaves_no_trace(method: petl.Method, error: type[Ex
     inject(model, RepAdapter())
 
 
+def test_a_sequential_takes_no_shared_modules() -> None:
+    model = half_frozen(nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 4)))
+    before, x = traces(model), torch.randn(2, 16)
+    with (
+        torch.random.fork_rng(),
+        pytest.raises(PETLError, match="a Sequential would run what the adapters of ARC share"),
+    ):
+        inject(model, petl.ARC(rank=2, targets=("0",)), (x,))
+    after = traces(model)  # random numbers are drawn for what is shared before the refusal
+    assert {**after, "random": None} == {**before, "random": None}
+    inject(model, RepAdapter(targets=("0",)), (x,))
+
+
 def test_inputs_that_do_not_fit_leave_no_trace() -> None:
     model = half_frozen(Toy())
     before = traces(model)

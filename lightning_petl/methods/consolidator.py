@@ -153,7 +153,10 @@ class Consolidator(Method):
         targets: Regular expressions on module paths; the fully connected layers of every block where left out.
     """
 
-    variants: ClassVar[Mapping[str, Mapping[str, JSON]]] = {"Consolidator g=384": {"groups": [384]}}
+    variants: ClassVar[Mapping[str, Mapping[str, JSON]]] = {
+        "Consolidator g=384": {"groups": [384]},
+        "Consolidator as trained": {"train_norms_and_biases": True},
+    }
     separate: ClassVar[Separate] = "each"
 
     def __init__(

@@ -351,8 +351,9 @@ def test_groups_that_do_not_divide_a_width_are_refused(
 
 
 def test_variants_are_settings_of_the_method() -> None:
-    for arguments in Consolidator.variants.values():
-        assert Consolidator(**arguments).groups == (384,)
+    count, trained = (Consolidator(**arguments) for arguments in Consolidator.variants.values())
+    assert (count.groups, count.train_norms_and_biases) == ((384,), False)
+    assert (trained.groups, trained.train_norms_and_biases) == (None, True)
 
 
 def test_every_layer_of_transformers_blocks_is_adapted() -> None:

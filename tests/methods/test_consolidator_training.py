@@ -237,3 +237,13 @@ def test_compiled_and_exported_without_a_graph_break() -> None:
     assert torch._dynamo.explain(model)(x).graph_break_count == 0
     program = torch.export.export(model.eval(), (x,))
     torch.testing.assert_close(program.module()(x), model(x), rtol=0, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_a_trace_takes_batches_of_any_size() -> None:
+    model = inject(vit(), Consolidator((8, 4), channel_shuffle=True)).eval()
+    add_noise(trainable(model).values())
+    x = BACKBONES["vit"].inputs()
+    traced = torch.jit.trace(model, (x,))
+    for images in (x, torch.cat([x, x, x])):
+        torch.testing.assert_close(traced(images), model(images))
