@@ -157,6 +157,18 @@ def test_training_clips_follow_from_seed_epoch_and_sample(root: Path) -> None:
         assert all(not torch.equal(one, other) for one, other in zip(changed, first, strict=True))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"crop_scale": None, "horizontal_flip": False}, {"frames": 60, "rate": 1}],
+    ids=["frames", "crops"],
+)
+def test_frames_and_crops_change_with_epoch_and_seed_each(root: Path, options: dict[str, object]) -> None:
+    first = epoch(data_of(root, **options), 2)
+    for changed in (epoch(data_of(root, **options), 3), epoch(data_of(root, **options, seed=1), 2)):
+        same = [torch.equal(one, other) for one, other in zip(changed, first, strict=True)]
+        assert sum(same) <= 1  # one of 49 starts may come again
+
+
 @pytest.mark.slow
 def test_training_clips_are_the_same_in_workers_that_start_anew(root: Path) -> None:
     other = data_of(root, **AUGMENTED, num_workers=2)
