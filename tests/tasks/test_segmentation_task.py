@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from lightning_petl import BitFit, ConfigError, FullFineTuning, PETLError, RepAdapter, merge, save_adapter
-from lightning_petl.tasks import SegmentationTask
+from lightning_petl.tasks import SegmentationTask, checkpoint
 from lightning_petl.tasks.confusion import ClassScores
 from lightning_petl.tasks.pixel_losses import IGNORED, cross_entropy, dice_loss
 
@@ -118,6 +118,19 @@ def test_the_head_trains_and_the_rest_is_in_evaluation_if_so_wanted(tmp_path: Pa
     assert all(module.training for module in head.modules())
     assert not task.backbone.blocks[0].training
     assert any(isinstance(module, nn.Dropout2d) for module in head.modules())
+
+
+def test_a_synchronised_batch_norm_keeps_its_names() -> None:
+    """What `--trainer.sync_batchnorm true` makes of the head, UPerNet's own lists of layers too."""
+    task = segmenters.new_task(head="upernet", auxiliary_layers=[1]).eval()
+    names, kept, x = set(task.backbone.state_dict()), checkpoint.kept_names(task), torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        expected = task(x)
+        task.backbone = nn.SyncBatchNorm.convert_sync_batchnorm(task.backbone)
+        torch.testing.assert_close(task(x), expected)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in task.backbone.modules())
+    assert set(task.backbone.state_dict()) == names
+    assert checkpoint.kept_names(task) == kept
 
 
 def test_the_papers_recipe_folds_with_trained_biases(tmp_path: Path) -> None:
