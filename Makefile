@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PLUGINS := $(patsubst %/pyproject.toml,./%,$(wildcard plugins/*/pyproject.toml))
 
-.PHONY: quickstart compare quickstart-segmentation test test-all plugins lint docs bench clean
+.PHONY: quickstart compare quickstart-segmentation quickstart-video test test-all plugins lint docs bench clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'lightning-petl needs Python 3.11 or newer: make PYTHON=python3.11 ...')"
@@ -21,6 +21,9 @@ compare: $(VENV)/installed  ## the same table with every built-in method; takes 
 
 quickstart-segmentation: $(VENV)/installed  ## the same for segmentation, on scenes that it makes
 	$(BIN)/python -m lightning_petl.demo.quickstart_segmentation
+
+quickstart-video: $(VENV)/installed  ## the same for video, on clips that it makes
+	$(BIN)/python -m lightning_petl.demo.quickstart_video
 
 test: $(VENV)/installed  ## the default tests, on two processes
 	$(BIN)/python -m pytest -n 2
