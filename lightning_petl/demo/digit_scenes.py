@@ -1,7 +1,7 @@
 """Scenes of handwritten digits over photographs, with exact masks: a small segmentation data set, made on the spot.
 
-A scene is a part of a photograph with one or two paper notes on it, each with a handwritten digit. A note is of any
-place, size, angle and colour. The mask says for each pixel which digit's note it shows, or that it shows the
+A scene is a part of a photograph with a paper note on it, sometimes two, each with a handwritten digit. A note is of
+any place, size, angle and colour. The mask says for each pixel which digit's note it shows, or that it shows the
 photograph; it follows from the plan of the scene, not from the picture, and so is exact. The layout of the files is
 ADE20K's.
 
@@ -43,8 +43,8 @@ CLASS_FILE = "classes.txt"
 NOTES = 2
 """Most notes in a scene; one at least."""
 
-SIZES = 0.375, 0.5625
-"""Smallest and largest side of a note, of the side of the scene: 24 and 36 of 64 pixels."""
+SIZES = 0.4375, 0.625
+"""Smallest and largest side of a note, of the side of the scene: 28 and 40 of 64 pixels."""
 
 ANGLE = 10.0
 """Largest turn of a note to either side, degrees."""
@@ -131,7 +131,12 @@ def load_photos(name: str) -> list[NDArray[np.uint8]]:
 
 
 def plan(
-    digits: NDArray[np.int64], photos: Sequence[NDArray[np.uint8]], side: int, rng: np.random.Generator, vary: float = 0
+    digits: NDArray[np.int64],
+    photos: Sequence[NDArray[np.uint8]],
+    side: int,
+    rng: np.random.Generator,
+    sizes: tuple[float, float] = SIZES,
+    vary: float = 0,
 ) -> Plan:
     """Draws a scene.
 
@@ -140,6 +145,7 @@ def plan(
         photos: The photographs.
         side: Height and width of the scene.
         rng: All of the choices.
+        sizes: Smallest and largest side of a note, of the side of the scene.
         vary: How much the handwriting is slanted and stretched, of the largest amounts; 0 leaves it as it is.
     """
     photo = int(rng.integers(len(photos)))
@@ -148,17 +154,22 @@ def plan(
     top, left = int(rng.integers(height - part + 1)), int(rng.integers(width - part + 1))
     notes: list[Note] = []
     for _ in range(rng.integers(1, NOTES + 1)):
-        note = _note(digits, notes, side, rng, vary)
+        note = _note(digits, notes, side, rng, sizes, vary)
         if note is not None:
             notes.append(note)
     return Plan(photo, top, left, part, tuple(notes))
 
 
 def _note(
-    digits: NDArray[np.int64], others: Sequence[Note], side: int, rng: np.random.Generator, vary: float
+    digits: NDArray[np.int64],
+    others: Sequence[Note],
+    side: int,
+    rng: np.random.Generator,
+    sizes: tuple[float, float],
+    vary: float,
 ) -> Note | None:
     """A note apart from the others; None where no free place is found."""
-    digit, size, angle = int(rng.choice(digits)), rng.uniform(*SIZES) * side, np.deg2rad(rng.uniform(-ANGLE, ANGLE))
+    digit, size, angle = int(rng.choice(digits)), rng.uniform(*sizes) * side, np.deg2rad(rng.uniform(-ANGLE, ANGLE))
     paper, ink = rng.uniform(*PAPER, 3), rng.uniform(*INK, 3)
     slant, stretch = vary * rng.uniform(-SLANT, SLANT), float(np.exp(vary * rng.uniform(-STRETCH, STRETCH)))
     reach = size / 2 * (abs(np.cos(angle)) + abs(np.sin(angle)))  # of the turned square, in rows and in columns
@@ -279,12 +290,13 @@ def scenes(
     photos: Sequence[NDArray[np.uint8]],
     side: int,
     seed: int,
+    sizes: tuple[float, float] = SIZES,
     vary: float = 0,
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
     """Draws scenes and masks one after the other; see `plan` and `draw` for the arguments."""
     rng = np.random.default_rng(seed)
     for _ in range(count):
-        yield draw(plan(pool, photos, side, rng, vary), images, labels, photos, side)
+        yield draw(plan(pool, photos, side, rng, sizes, vary), images, labels, photos, side)
 
 
 def _check(out: Path, counts: dict[str, int], size: int, seed: int) -> None:

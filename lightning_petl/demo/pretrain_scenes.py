@@ -31,7 +31,7 @@ BACKBONE = "vit_tiny_patch16_224"
 
 BACKBONE_ARGS: dict[str, Any] = {
     "img_size": 64,
-    "patch_size": 8,  # a note of 24 to 36 pixels covers 9 to 20 patches
+    "patch_size": 8,  # notes of 24 pixels cover nine patches, of 36 twenty
     "in_chans": 3,
     "embed_dim": 96,
     "depth": 4,
@@ -50,6 +50,9 @@ TRAIN_PER_CLASS = 120
 
 SCENES, HELD_OUT = 8000, 300
 """Number of scenes that are drawn for training, and for measuring."""
+
+SIZES = 0.375, 0.5625
+"""Smallest and largest note, of the side of a scene: a little below the data set's, which `augment` spreads farther."""
 
 ITERATIONS = 2500
 BATCH_SIZE = 32
@@ -80,7 +83,7 @@ def draw_scenes(name: str, count: int, seed: int) -> tuple[Tensor, Tensor]:
     photos, vary = digit_scenes.load_photos(name), float(name == "train")
     drawn = [
         (torch.from_numpy(picture).permute(2, 0, 1), torch.from_numpy(mask - 1))
-        for picture, mask in digit_scenes.scenes(count, images, labels, pool, photos, side, seed, vary)
+        for picture, mask in digit_scenes.scenes(count, images, labels, pool, photos, side, seed, SIZES, vary)
     ]
     return torch.stack([picture for picture, _ in drawn]), torch.stack([mask for _, mask in drawn])
 
