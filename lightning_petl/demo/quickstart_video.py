@@ -23,7 +23,7 @@ from lightning_petl.demo.quickstart import command, free, plot_curves
 RUNS = {
     # At chance whatever its rate and however long it trains, so not for long.
     "mean": [*("--model.method", "LinearProbe", "--model.head", "mean"), *("--trainer.max_epochs", "6")],
-    "probe": ["--model.method", "LinearProbe"],
+    "probe": ["--model.method", "LinearProbe", "--model.optimizer.lr", "3.0e-3"],
     "adapter": ["--model.method", "RepAdapter"],
     "shuffled": [
         *("--model.method", "RepAdapter"),
