@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from typing import cast
 
-import torch
 import torch.nn.functional as F  # noqa: N812
-from rounds import check_same, compare, floor, images_of, parser, plain, ready
+from rounds import check_same, compare, compare_kept, floor, images_of, parser, plain, ready
 from torch import Tensor, nn
 
 from lightning_petl import Affine, Consolidator, adapted_layers, inject
@@ -46,24 +45,6 @@ def build(name: str, layer: type[ConsolidatorLayer], drop_path: float) -> nn.Mod
     return ready(model)
 
 
-def kept_bytes(model: nn.Module, images: Tensor) -> int:
-    """Bytes that autograd keeps for the backward pass, without parameters and buffers; each storage counts once."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = model(images).logsumexp(1).mean()
-    loss.backward()
-    model.zero_grad(set_to_none=True)
-    return sum(kept.values())
-
-
 def main() -> None:
     options_of = parser(__doc__)
     options_of.add_argument("--drop_path", type=float, default=0.0)
@@ -74,9 +55,7 @@ def main() -> None:
     check_same(list(variants.values()), images)
     models = {"floor": floor(options.backbone), **variants}
     compare(models, images, options, ROWS, GOALS)
-    kept = {name: kept_bytes(models[name], images) for name in ("floor", "conv1d", "merged anew")}
-    for over in ("merged anew", "conv1d"):
-        print(f"{over:>12} / floor              bytes kept {kept[over] / kept['floor']:.3f}")
+    compare_kept(models, images, {"merged anew": 1.02})
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 from peft import LoraConfig, get_peft_model
-from rounds import compare, floor, images_of, parser, plain, ready
+from rounds import compare, compare_kept, floor, images_of, parser, plain, ready
 from torch import Tensor, nn
 
 from lightning_petl import LoRA, adapted_layers, inject
@@ -60,7 +60,9 @@ def main() -> None:
     variants = {name: build(options.backbone, name) for name in ("peft", "ours", "ours again")}
     images = images_of(options)
     check_pairs(variants["ours"], variants["peft"], images[:2])
-    compare({"floor": floor(options.backbone), **variants}, images, options, ROWS, GOALS)
+    models = {"floor": floor(options.backbone), **variants}
+    compare(models, images, options, ROWS, GOALS)
+    compare_kept(models, images, {})
 
 
 if __name__ == "__main__":

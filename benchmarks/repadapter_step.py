@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import torch.nn.functional as F  # noqa: N812
-from rounds import check_same, compare, floor, images_of, parser, plain, ready
+from rounds import check_same, compare, compare_kept, floor, images_of, parser, plain, ready
 from torch import Tensor, nn
 
 from lightning_petl import Affine, RepAdapter, adapted_layers, inject
 from lightning_petl.methods.repadapter import RepAdapterLayer
 
 ROWS = (
-    ("two linears", "floor"),
+    ("thin products", "floor"),
     ("conv1d", "floor"),
-    ("two linears", "conv1d"),
-    ("two linears", "two linears again"),
+    ("thin products", "conv1d"),
+    ("thin products", "thin products again"),
 )
-GOALS = {("two linears", "floor"): 1.07, ("two linears", "conv1d"): 0.87}
+GOALS = {("thin products", "floor"): 1.07, ("thin products", "conv1d"): 0.87}
 
 
 class Conv1dLayer(RepAdapterLayer):
@@ -39,11 +39,13 @@ def build(name: str, layer: type[RepAdapterLayer]) -> nn.Module:
 
 def main() -> None:
     options = parser(__doc__).parse_args()
-    layers = {"conv1d": Conv1dLayer, "two linears": RepAdapterLayer, "two linears again": RepAdapterLayer}
+    layers = {"conv1d": Conv1dLayer, "thin products": RepAdapterLayer, "thin products again": RepAdapterLayer}
     variants = {name: build(options.backbone, layer) for name, layer in layers.items()}
     images = images_of(options)
     check_same(list(variants.values()), images)
-    compare({"floor": floor(options.backbone), **variants}, images, options, ROWS, GOALS)
+    models = {"floor": floor(options.backbone), **variants}
+    compare(models, images, options, ROWS, GOALS)
+    compare_kept(models, images, {"thin products": 1.02})
 
 
 if __name__ == "__main__":

@@ -70,6 +70,33 @@ def check_same(models: Sequence[nn.Module], images: Tensor) -> None:
         model.train()
 
 
+def kept_bytes(model: nn.Module, images: Tensor) -> int:
+    """Bytes that autograd keeps for the backward pass, without parameters and buffers; each storage counts once."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = model(images).logsumexp(1).mean()
+    loss.backward()
+    model.zero_grad(set_to_none=True)
+    return sum(kept.values())
+
+
+def compare_kept(models: Mapping[str, nn.Module], images: Tensor, goals: Mapping[str, float]) -> None:
+    """Prints what each model keeps beside the floor; the numbers are exact and the same every time."""
+    least = kept_bytes(models["floor"], images)
+    for name, model in models.items():
+        if name != "floor" and not name.endswith("again"):
+            note = f"   goal: {goals[name]}" if name in goals else ""
+            print(f"{name:>13} / {'floor':<19} {kept_bytes(model, images) / least:.3f}  bytes kept for backward{note}")
+
+
 def compare(
     models: Mapping[str, nn.Module],
     images: Tensor,
@@ -87,4 +114,4 @@ def compare(
         low, middle, high = quantiles((times[over] / times[under] for times in rounds[1:]), n=4)
         goal = (goals or {}).get((over, under))
         note = f"   goal: {goal}" if goal else "   A/A: the noise" if "again" in under else ""
-        print(f"{over:>12} / {under:<18} {middle:.3f}  (half of the rounds: {low:.3f} to {high:.3f}){note}")
+        print(f"{over:>13} / {under:<19} {middle:.3f}  (half of the rounds: {low:.3f} to {high:.3f}){note}")
