@@ -61,7 +61,10 @@ class _Server:
                 self._channel.send(undecodable(path, error))
             signal.setitimer(signal.ITIMER_REAL, 0)
 
-    def open(self, number: int, path: str) -> None:
+    def open(self, number: int, place: tuple[str, str | None]) -> None:
+        path, folder = place
+        if folder is not None:
+            os.chdir(folder)  # the owner may have changed it since this process started
         self._open[number] = reader = open_with(self._places, path)
         self._channel.send((reader.name, reader.fps, reader.timestamps))
 

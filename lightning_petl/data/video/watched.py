@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from itertools import count
 from multiprocessing import Pipe
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -48,7 +49,7 @@ class WatchedReader(VideoReader):
         self.path, self._timeout_s = path, timeout_s
         self._process = _Process.of_this_process(tuple(readers))
         self._number = next(_NUMBERS)
-        self.reader, self.fps, self.timestamps = self._ask("open", path)
+        self.reader, self.fps, self.timestamps = self._ask("open", (path, _folder()))
 
     reader: str
     """Name of the reader that the other process reads the file with."""
@@ -68,6 +69,14 @@ class WatchedReader(VideoReader):
     def close(self) -> None:
         """Closes the file in the other process."""
         self._process.close(self._number)
+
+
+def _folder() -> str | None:
+    """The folder that relative paths start from now; None where it was deleted."""
+    try:
+        return str(Path.cwd())
+    except FileNotFoundError:
+        return None
 
 
 class _Process:

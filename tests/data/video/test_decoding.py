@@ -147,6 +147,19 @@ def test_one_process_serves_several_open_files(videos: Path) -> None:
     assert len(decoders(parent=os.getpid())) == 1
 
 
+def test_relative_paths_start_from_the_folder_of_now(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process that decodes lives on when its owner goes to another folder."""
+    decoding = choose("auto", timeout_s=60)
+    for folder in (tmp_path / "here", tmp_path / "there"):
+        folder.mkdir()
+        shutil.copy(videos / "long.mp4", folder / f"{folder.name}.mp4")
+        monkeypatch.chdir(folder)
+        with decoding.open(f"{folder.name}.mp4") as reader:
+            assert numbers(reader.get(range(3))) == [0, 1, 2]
+
+
 def test_watched_errors_name_the_file(videos: Path, tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"no video")
     with pytest.raises(DataError, match=r"no MP4.*a\.mp4"):
