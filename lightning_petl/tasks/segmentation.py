@@ -15,6 +15,7 @@ from torchmetrics import MeanMetric
 
 from lightning_petl.adapter import Method
 from lightning_petl.backbones import Segmenter, TimmArgument
+from lightning_petl.data.notices import listed
 from lightning_petl.errors import ConfigError, PETLError
 from lightning_petl.heads.segmentation import HeadKind
 from lightning_petl.tasks.confusion import ClassScores, Confusion
@@ -102,6 +103,7 @@ class SegmentationTask(PETLTask):
         self.losses = nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})
         self.class_scores: dict[str, ClassScores] = {}
         self._told = False
+        self._told_absent = set[str]()
 
     def choose_architecture(self, name: str, arguments: dict[str, TimmArgument], num_classes: int) -> Segmenter:
         """A timm backbone with a decode head."""
@@ -239,6 +241,7 @@ class SegmentationTask(PETLTask):
     def _log_scores(self, split: str) -> ClassScores:
         counts, images = self._confusion(split).compute()
         scores = self.class_scores[split] = ClassScores.of(counts)
+        self._tell_absent(split, scores)
         loss = float(self._loss_metric(split).compute()) if int(scores.pixels.sum()) else 0.0
         for name in ("miou", "mean_accuracy", "pixel_accuracy"):
             self._log(f"{split}/{name}", getattr(scores, name), prog_bar=name == "miou")
@@ -247,6 +250,22 @@ class SegmentationTask(PETLTask):
         self._confusion(split).reset()
         self._loss_metric(split).reset()
         return scores
+
+    def _tell_absent(self, split: str, scores: ClassScores) -> None:
+        """Warns, once a split, of classes that no mask holds, such as that of 255 in masks of 0 and 255."""
+        if self.trainer.sanity_checking or split in self._told_absent:
+            return
+        self._told_absent.add(split)
+        absent = [name for name, count in zip(self.class_names, scores.pixels.tolist(), strict=True) if not count]
+        if absent and self.trainer.is_global_zero:
+            logger.warning(
+                "no mask of %s has a pixel of %d of the %d classes: %s; if there should be some, check "
+                "data.ignore_index, whose pixels have no class, and data.reduce_zero_label",
+                split,
+                len(absent),
+                self.num_classes,
+                listed(absent),
+            )
 
     def _log(self, name: str, value: float, prog_bar: bool = False) -> None:
         # All processes have the same value already; the largest of equal numbers is that number, to the bit.

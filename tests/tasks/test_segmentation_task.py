@@ -72,6 +72,23 @@ def test_an_all_ignored_batch_is_counted_and_trains_on(tmp_path: Path, caplog: p
     assert all(torch.isfinite(parameter).all() for parameter in task.parameters())
 
 
+def test_classes_without_a_pixel_are_told_once_a_split(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    task, run = segmenters.new_task(), segmenters.trainer(tmp_path, max_epochs=2)
+    with caplog.at_level("WARNING"):
+        run.fit(task, segmenters.train_batches(), segmenters.eval_batches())  # the masks hold 0 to 3 of 5 classes
+    assert caplog.text.count("no mask of val has a pixel of 1 of the 5 classes: 4;") == 1
+    with caplog.at_level("WARNING"):
+        run.test(task, segmenters.eval_batches(), verbose=False)
+    assert caplog.text.count("no mask of test has a pixel of 1 of the 5 classes: 4;") == 1
+
+
+def test_classes_that_occur_are_not_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    task = segmenters.new_task(num_classes=4)
+    with caplog.at_level("WARNING"):
+        segmenters.trainer(tmp_path).test(task, segmenters.eval_batches(), verbose=False)
+    assert "has a pixel of" not in caplog.text
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     task = segmenters.new_task()
     with torch.no_grad():
