@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TypedDict
@@ -10,7 +9,6 @@ from typing import TypedDict
 from lightning_petl.data.input_choice import InputChoice
 from lightning_petl.data.input_config import InputConfig
 from lightning_petl.data.module import PETLDataModule
-from lightning_petl.data.notices import DataWarning, listed
 from lightning_petl.data.sources import ImageDataset, Source
 from lightning_petl.data.transforms import eval_transform as build_eval_transform
 from lightning_petl.data.transforms import train_transform as build_train_transform
@@ -84,7 +82,6 @@ class ImageDataModule(PETLDataModule):
         choice = InputChoice(image_size, normalization, mean, std, interpolation, crop_pct, eval_transform)
         super().__init__(choice, batch_size, num_workers, drop_last, seed)
         self.train_transform, self.timm_args = train_transform, timm_args
-        self._reported: list[Source] = []
 
     @abstractmethod
     def source(self, split: str) -> Source | None:
@@ -117,17 +114,3 @@ class ImageDataModule(PETLDataModule):
         source = self._require(split)
         assert isinstance(source, Source)  # by `source`
         return source
-
-    def teardown(self, stage: str) -> None:
-        """Says how many files had several frames, once for each split."""
-        for split in ("train", "val", "test", "predict"):
-            source = self.source(split)
-            names = source.animated() if source is not None and source not in self._reported else ()
-            if source is not None and names:
-                self._reported.append(source)
-                warnings.warn(
-                    f"{len(names)} files of {split} have several frames, of which the first is used: "
-                    f"{listed(names, shown=3)}",
-                    DataWarning,
-                    stacklevel=2,
-                )

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, SequentialSampler
 from lightning_petl.data.input_choice import InputChoice
 from lightning_petl.data.input_config import InputConfig
 from lightning_petl.data.loading import Loader, collate
-from lightning_petl.data.notices import DataWarning
+from lightning_petl.data.notices import DataWarning, listed
 from lightning_petl.data.samplers import EpochSampler, UnpaddedSampler
 from lightning_petl.data.sources import Samples
 from lightning_petl.errors import ConfigError, DataError
@@ -47,6 +47,9 @@ class PETLDataModule(LightningDataModule, ABC):
         ConfigError: A number is out of its range.
     """
 
+    files: ClassVar[str] = "files"
+    """What its samples are, for messages."""
+
     split_suffix: ClassVar[str] = ""
     """What follows the name of a split in the option that gives it, for messages."""
 
@@ -58,6 +61,7 @@ class PETLDataModule(LightningDataModule, ABC):
         self.batch_size, self.num_workers, self.drop_last, self.seed = batch_size, num_workers, drop_last, seed
         self._choice = choice
         self._backbone: InputConfig | None = None
+        self._reported: list[Samples] = []
 
     @property
     @abstractmethod
@@ -210,6 +214,20 @@ class PETLDataModule(LightningDataModule, ABC):
             # Its own, or each pass would draw one number from the stream that the model's dropout reads.
             generator=torch.Generator().manual_seed(self.seed),
         )
+
+    def teardown(self, stage: str) -> None:
+        """Says how many files had several frames, once for each split."""
+        for split in ("train", "val", "test", "predict"):
+            source = self.source(split)
+            names = source.animated() if source is not None and source not in self._reported else ()
+            if source is not None and names:
+                self._reported.append(source)
+                warnings.warn(
+                    f"{len(names)} {self.files} of {split} have several frames, of which the first is used: "
+                    f"{listed(names, shown=3)}",
+                    DataWarning,
+                    stacklevel=2,
+                )
 
     def _check_batches(self, sampler: EpochSampler, world: int) -> None:
         samples, batch = sampler.order(self.batch_size)["samples"], self.batch_size * world

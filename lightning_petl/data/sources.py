@@ -45,6 +45,10 @@ class Samples(ABC):
     def name(self, index: int) -> str:
         """What a report calls the sample."""
 
+    def animated(self) -> Sequence[str]:
+        """Names of the samples read so far, by any process, of which only the first frame was used."""
+        return ()
+
 
 class Source(Samples):
     """Images with labels."""
@@ -64,10 +68,6 @@ class Source(Samples):
         Raises:
             DataError: It cannot be read. No other sample ever takes its place.
         """
-
-    def animated(self) -> Sequence[str]:
-        """Names of the samples read so far, by any process, of which only the first frame was used."""
-        return ()
 
 
 class FileSource(Source):

@@ -5,16 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Unpack
 
-import numpy as np
-from numpy.typing import NDArray
-
 from lightning_petl.data.folder_tree import require_folder
 from lightning_petl.data.images import DEFAULT_LIMITS, ImageLimits
 from lightning_petl.data.segmentation.ade20k_classes import ADE20K_CLASSES, ade20k_palette
 from lightning_petl.data.segmentation.folder import named_classes, sources_of
 from lightning_petl.data.segmentation.masks import MaskRule
 from lightning_petl.data.segmentation.module import SegmentationDataModule, SegmentationOptions
-from lightning_petl.data.segmentation.pairs import PairSource, match
+from lightning_petl.data.segmentation.pairs import match
 from lightning_petl.data.segmentation.palettes import chosen_palette
 
 
@@ -61,28 +58,14 @@ class ADE20KData(SegmentationDataModule):
         super().__init__(**options)
         base = Path(root).expanduser()
         require_folder(base, "data.root")
-        self._classes = ADE20K_CLASSES if class_names is None else named_classes(class_names, None, base)
+        classes = ADE20K_CLASSES if class_names is None else named_classes(class_names, None, base)
         own = ade20k_palette() if class_names is None else None
-        self._palette = chosen_palette(palette, len(self._classes), own)
-        rule = MaskRule(len(self._classes), ignore_index, reduce_zero_label)
+        colors = chosen_palette(palette, len(classes), own)
+        rule = MaskRule(len(classes), ignore_index, reduce_zero_label)
         pairs = {
             split: match(base / "images" / name, base / "annotations" / name, f"data.{split}")
             for split, name in (("train", train), ("val", val), ("test", test))
             if name is not None
         }
         folder = None if predict is None else base / predict
-        self._sources = sources_of(pairs, base, rule, limits, folder)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The names of ADE20K's 150 classes, or those that were given."""
-        return self._classes
-
-    @property
-    def palette(self) -> NDArray[np.uint8]:
-        """ADE20K's colours, ``(150, 3)``, or those of other classes."""
-        return self._palette
-
-    def source(self, split: str) -> PairSource | None:
-        """The pairs of a split."""
-        return self._sources.get(split)
+        self.fill(classes, colors, sources_of(pairs, base, rule, limits, folder))

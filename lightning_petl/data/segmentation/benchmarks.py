@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Unpack
 
 import numpy as np
-from numpy.typing import NDArray
 from torchvision.datasets import Cityscapes, VOCSegmentation
 
 from lightning_petl.data.folder_tree import require_folder
@@ -19,7 +18,7 @@ from lightning_petl.data.notices import DataWarning, listed
 from lightning_petl.data.segmentation.folder import sources_of
 from lightning_petl.data.segmentation.masks import IGNORED, MaskRule
 from lightning_petl.data.segmentation.module import SegmentationDataModule, SegmentationOptions
-from lightning_petl.data.segmentation.pairs import Pair, PairSource
+from lightning_petl.data.segmentation.pairs import Pair
 from lightning_petl.data.segmentation.palettes import voc_palette
 from lightning_petl.errors import ConfigError, DataError
 
@@ -73,21 +72,8 @@ class PascalVOCData(SegmentationDataModule):
             if name is not None
         }
         folder = None if predict is None else base / predict
-        self._sources = sources_of(pairs, base, MaskRule(len(VOC_CLASSES)), limits, folder)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The background and the 20 classes."""
-        return VOC_CLASSES
-
-    @property
-    def palette(self) -> NDArray[np.uint8]:
-        """The colours of the data set's own masks, ``(21, 3)``."""
-        return voc_palette(len(VOC_CLASSES))
-
-    def source(self, split: str) -> PairSource | None:
-        """The pairs of a split."""
-        return self._sources.get(split)
+        sources = sources_of(pairs, base, MaskRule(len(VOC_CLASSES)), limits, folder)
+        self.fill(VOC_CLASSES, voc_palette(len(VOC_CLASSES)), sources)
 
 
 class CityscapesData(SegmentationDataModule):
@@ -131,21 +117,8 @@ class CityscapesData(SegmentationDataModule):
         ids = {c.id: c.train_id if not c.ignore_in_eval else IGNORED for c in Cityscapes.classes if c.id >= 0}
         rule = MaskRule(len(CITYSCAPES_CLASSES), ids=ids)
         folder = None if predict is None else base / predict
-        self._sources = sources_of(pairs, base, rule, limits, folder)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The 19 classes that are evaluated."""
-        return CITYSCAPES_CLASSES
-
-    @property
-    def palette(self) -> NDArray[np.uint8]:
-        """Cityscapes' colours, ``(19, 3)``."""
-        return np.array([c.color for c in _EVALUATED], dtype=np.uint8)
-
-    def source(self, split: str) -> PairSource | None:
-        """The pairs of a split."""
-        return self._sources.get(split)
+        colors = np.array([c.color for c in _EVALUATED], dtype=np.uint8)
+        self.fill(CITYSCAPES_CLASSES, colors, sources_of(pairs, base, rule, limits, folder))
 
 
 def _voc_pairs(root: Path, year: str, name: str, option: str) -> list[Pair]:

@@ -6,9 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Unpack
 
-import numpy as np
-from numpy.typing import NDArray
-
 from lightning_petl.data.folder_tree import require_folder
 from lightning_petl.data.images import DEFAULT_LIMITS, ImageLimits
 from lightning_petl.data.segmentation.masks import MaskRule, parse_colors
@@ -66,30 +63,16 @@ class SegmentationFolderData(SegmentationDataModule):
         super().__init__(**options)
         base = Path(root).expanduser()
         require_folder(base, "data.root")
-        self._classes = named_classes(class_names, num_classes, base)
-        self._palette = chosen_palette(palette, len(self._classes))
-        rule = MaskRule(len(self._classes), ignore_index, reduce_zero_label, colors=parse_colors(color_map))
+        classes = named_classes(class_names, num_classes, base)
+        colors = chosen_palette(palette, len(classes))
+        rule = MaskRule(len(classes), ignore_index, reduce_zero_label, colors=parse_colors(color_map))
         pairs = {
             split: match(base / folders[0], base / folders[1], f"data.{split}", mask_suffix)
             for split, folders in (("train", train), ("val", val), ("test", test))
             if folders is not None
         }
         folder = None if predict is None else base / predict
-        self._sources = sources_of(pairs, base, rule, limits, folder)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The class names, or the ids as text."""
-        return self._classes
-
-    @property
-    def palette(self) -> NDArray[np.uint8]:
-        """The colours that were given, or Pascal VOC's, ``(classes, 3)``."""
-        return self._palette
-
-    def source(self, split: str) -> PairSource | None:
-        """The pairs of a split."""
-        return self._sources.get(split)
+        self.fill(classes, colors, sources_of(pairs, base, rule, limits, folder))
 
 
 def sources_of(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypedDict
 
@@ -17,7 +15,6 @@ from torch.utils.data import Dataset, default_collate
 from lightning_petl.data.input_choice import InputChoice
 from lightning_petl.data.input_config import InputConfig
 from lightning_petl.data.module import PETLDataModule
-from lightning_petl.data.notices import DataWarning, listed
 from lightning_petl.data.randomness import seeded
 from lightning_petl.data.samplers import Draw
 from lightning_petl.data.segmentation.masks import IGNORED
@@ -120,8 +117,10 @@ class SegmentationDataModule(PETLDataModule):
     Masks hold classes, and `ignore_index` where there is none. A crop in which no pixel has a class is legal: a loss
     has to give 0 for it.
 
-    A subclass calls ``super().__init__(**options)`` and gives `classes`, `palette` and `source`.
+    A subclass calls ``super().__init__(**options)`` and `fill`.
     """
+
+    files = "images"
 
     ignore_index = IGNORED
     """The id of pixels without a class in the masks of batches, whatever it is in the files."""
@@ -149,16 +148,30 @@ class SegmentationDataModule(PETLDataModule):
         )
         super().__init__(choice, batch_size, num_workers, drop_last, seed)
         self.augmentation = Augmentation((scale[0], scale[1]), cat_max_ratio, flip, photometric)
-        self._reported: list[PairSource] = []
+
+    def fill(self, classes: Sequence[str], palette: NDArray[np.uint8], sources: Mapping[str, PairSource]) -> None:
+        """Takes the scenes of the data set; called once, by the constructor of a subclass.
+
+        Args:
+            classes: Names of the classes.
+            palette: A colour for each class, ``(classes, 3)``, red, green and blue.
+            sources: The pairs of each split.
+        """
+        self._classes, self._palette, self._sources = tuple(classes), palette, dict(sources)
 
     @property
-    @abstractmethod
+    def classes(self) -> tuple[str, ...]:
+        """Class names; id ``i`` is ``classes[i]``."""
+        return self._classes
+
+    @property
     def palette(self) -> NDArray[np.uint8]:
         """A colour for each class, ``(classes, 3)``, red, green and blue: the data set's own where it has one."""
+        return self._palette
 
-    @abstractmethod
     def source(self, split: str) -> PairSource | None:
         """The pairs of "train", "val", "test" or "predict"; None where the data set has no such split."""
+        return self._sources.get(split)
 
     def check_input(self) -> None:
         """Builds the transform of evaluation, which raises where it cannot be.
@@ -180,20 +193,6 @@ class SegmentationDataModule(PETLDataModule):
     def collate(self, split: str) -> Callable[[Any], Any]:
         """Stacks samples of one size in training, and lists the others."""
         return {"train": _stacked, "predict": _listed_to_predict}.get(split, _listed)
-
-    def teardown(self, stage: str) -> None:
-        """Says how many images had several frames, once for each split."""
-        for split in ("train", "val", "test", "predict"):
-            source = self.source(split)
-            names = source.animated() if source is not None and source not in self._reported else ()
-            if source is not None and names:
-                self._reported.append(source)
-                warnings.warn(
-                    f"{len(names)} images of {split} have several frames, of which the first is used: "
-                    f"{listed(names, shown=3)}",
-                    DataWarning,
-                    stacklevel=2,
-                )
 
     def _pairs(self, split: str) -> PairSource:
         source = self._require(split)

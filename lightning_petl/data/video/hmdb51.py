@@ -6,12 +6,12 @@ import re
 from pathlib import Path
 from typing import Unpack
 
-from lightning_petl.data.folder_tree import require_folder, scan_files
+from lightning_petl.data.folder_tree import require_folder
 from lightning_petl.data.notices import listed
-from lightning_petl.data.video.files import VIDEOS, VideoFolder
+from lightning_petl.data.video.files import VideoFolder
 from lightning_petl.data.video.module import VideoDataModule, VideoOptions
-from lightning_petl.data.video.splits import Entry, Split, locate, read_lines
-from lightning_petl.errors import ConfigError, DataError
+from lightning_petl.data.video.splits import Entry, locate, read_lines, require_one_of_three
+from lightning_petl.errors import DataError
 
 _LINE = re.compile(r"(?P<name>[^/\\]+)\.\w+\s+(?P<part>[012])")
 _PARTS = {"train": "1", "test": "2"}
@@ -49,8 +49,7 @@ class HMDB51Data(VideoDataModule):
         **options: Unpack[VideoOptions],
     ) -> None:
         super().__init__(**options)
-        if split not in (1, 2, 3):
-            raise ConfigError(f"split is {split}", where="data.split", fix="choose 1, 2 or 3")
+        require_one_of_three(split)
         base = Path(root).expanduser()
         for option, folder in (("root", base), ("videos", base / videos), ("splits", base / splits)):
             require_folder(folder, f"data.{option}")
@@ -71,9 +70,7 @@ class HMDB51Data(VideoDataModule):
         }
         if val_on_test:
             found["val"] = found["test"]
-        if predict is not None:
-            found["predict"] = Split(scan_files(base / predict, "data.predict", VIDEOS), base / predict)
-        self.fill(found, classes)
+        self.fill(found, classes, predict=None if predict is None else base / predict)
 
 
 def _read(file: Path, folder: str, label: int) -> dict[str, list[Entry]]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Unpack
 
-from lightning_petl.data.folder_tree import class_names, require_folder, require_same_classes, scan_classes, scan_files
+from lightning_petl.data.folder_tree import class_names, require_folder, require_same_classes, scan_classes
 from lightning_petl.data.notices import listed
 from lightning_petl.data.video.files import VIDEOS, VideoFolder
 from lightning_petl.data.video.module import VideoDataModule, VideoOptions
@@ -66,9 +66,7 @@ class KineticsData(VideoDataModule):
             splits, classes = _from_folders(folders, lists)
         else:
             splits, classes = _from_lists(folders, {name: base / f for name, f in lists.items() if f is not None})
-        if predict is not None:
-            splits["predict"] = Split(scan_files(base / predict, "data.predict", VIDEOS), base / predict)
-        self.fill(splits, classes)
+        self.fill(splits, classes, predict=None if predict is None else base / predict)
 
 
 def _from_folders(folders: dict[str, Path], lists: dict[str, str | None]) -> tuple[dict[str, Split], tuple[str, ...]]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Unpack
 
-from lightning_petl.data.folder_tree import require_folder, scan_files
+from lightning_petl.data.folder_tree import require_folder
 from lightning_petl.data.list_file import checked_classes, declared_classes, read_list
-from lightning_petl.data.video.files import VIDEOS
 from lightning_petl.data.video.module import VideoDataModule, VideoOptions
 from lightning_petl.data.video.splits import Split
 
@@ -61,6 +60,4 @@ class VideoListData(VideoDataModule):
             complete = split.samples and (not split.missing or self.missing == "drop")
             if name == "train" and classes is None and complete:
                 classes = checked_classes(split.samples, None, base / file)
-        if predict is not None:
-            splits["predict"] = Split(scan_files(base / predict, "data.predict", VIDEOS), base / predict)
-        self.fill(splits, classes or ())
+        self.fill(splits, classes or (), predict=None if predict is None else base / predict)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import ClassVar, Literal, TypedDict
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lightning_petl.data.folder_tree import scan_files
 from lightning_petl.data.input_choice import InputChoice
 from lightning_petl.data.input_config import InputConfig
 from lightning_petl.data.module import PETLDataModule
 from lightning_petl.data.notices import DataWarning
 from lightning_petl.data.video.decoding import choose
+from lightning_petl.data.video.files import VIDEOS
 from lightning_petl.data.video.sampling import DenseSampling, SegmentSampling, Short, TemporalSampling
 from lightning_petl.data.video.source import EvalViews, TrainClips, VideoSource
 from lightning_petl.data.video.splits import Missing, Split, check
@@ -162,19 +165,20 @@ class VideoDataModule(PETLDataModule):
         self._sources: dict[str, VideoSource] = {}
         self._classes: tuple[str, ...] = ()
         self._dropped = 0
-        self._reported: list[VideoSource] = []
 
-    def fill(self, splits: Mapping[str, Split], classes: Sequence[str]) -> None:
+    def fill(self, splits: Mapping[str, Split], classes: Sequence[str], predict: Path | None = None) -> None:
         """Takes the videos of the data set, once all checks have passed.
 
         Args:
-            splits: By the names "train", "val", "test" and "predict"; without the last, the test split is predicted.
-                A split without labels (-1) is for prediction only.
+            splits: By the names "train", "val" and "test". A split without labels (-1) is for prediction only.
             classes: Names of the classes.
+            predict: Folder of videos to predict, any tree; None predicts the test split.
 
         Raises:
-            DataError: See `lightning_petl.data.video.splits.check`.
+            DataError: The folder is missing or empty; or see `lightning_petl.data.video.splits.check`.
         """
+        if predict is not None:
+            splits = {**splits, "predict": Split(scan_files(predict, "data.predict", VIDEOS), predict)}
         self._dropped = check(splits, classes, self.missing)
         self._classes = tuple(classes)
         sources = {

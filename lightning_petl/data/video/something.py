@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn, Unpack
 
-from lightning_petl.data.folder_tree import require_folder, scan_files
+from lightning_petl.data.folder_tree import require_folder
 from lightning_petl.data.notices import listed
-from lightning_petl.data.video.files import VIDEOS, VideoFolder
+from lightning_petl.data.video.files import VideoFolder
 from lightning_petl.data.video.module import VideoDataModule, VideoOptions
 from lightning_petl.data.video.splits import Entry, Split, locate, read_lines
 from lightning_petl.errors import DataError
@@ -71,9 +71,7 @@ class SomethingSomethingV2Data(VideoDataModule):
                 known = answers if name == "test" else {}
                 entries = _entries(base / file, f"data.{name}", numbers, known, name == "test" and not answers)
                 splits[name] = locate(entries, folder, base / file, f"data.{name}")
-        if predict is not None:
-            splits["predict"] = Split(scan_files(base / predict, "data.predict", VIDEOS), base / predict)
-        self.fill(splits, sorted(numbers, key=numbers.__getitem__))
+        self.fill(splits, sorted(numbers, key=numbers.__getitem__), predict=None if predict is None else base / predict)
 
 
 def _json(file: Path, option: str) -> Any:

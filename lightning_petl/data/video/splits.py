@@ -12,7 +12,7 @@ from lightning_petl.data.list_file import require_disjoint, warn_duplicates
 from lightning_petl.data.notices import DataWarning, listed
 from lightning_petl.data.sources import Sample
 from lightning_petl.data.video.files import VideoFolder
-from lightning_petl.errors import DataError
+from lightning_petl.errors import ConfigError, DataError
 
 Missing = Literal["raise", "drop"]
 """What becomes of training videos that a list names and that are not there."""
@@ -30,6 +30,16 @@ class Entry(NamedTuple):
     names: tuple[str, ...]
     label: int
     line: int = 0
+
+
+def require_one_of_three(split: int) -> None:
+    """Refuses a number of a split that HMDB51 and UCF101 do not have.
+
+    Raises:
+        ConfigError: It is not 1, 2 or 3.
+    """
+    if split not in (1, 2, 3):
+        raise ConfigError(f"split is {split}", where="data.split", fix="choose 1, 2 or 3")
 
 
 @dataclass

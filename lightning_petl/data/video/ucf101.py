@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Unpack
 
-from lightning_petl.data.folder_tree import require_folder, scan_files
+from lightning_petl.data.folder_tree import require_folder
 from lightning_petl.data.notices import listed
-from lightning_petl.data.video.files import VIDEOS, VideoFolder
+from lightning_petl.data.video.files import VideoFolder
 from lightning_petl.data.video.module import VideoDataModule, VideoOptions
-from lightning_petl.data.video.splits import Entry, Split, locate, read_lines
-from lightning_petl.errors import ConfigError, DataError
+from lightning_petl.data.video.splits import Entry, locate, read_lines, require_one_of_three
+from lightning_petl.errors import DataError
 
 _CLASS = re.compile(r"(?P<number>[0-9]+)\s+(?P<name>[^/\\\s]+)")
 _VIDEO = re.compile(r"(?P<folder>[^/\\\s]+)/(?P<name>[^/\\\s]+)\.\w+(?:\s+(?P<number>[0-9]+))?")
@@ -50,8 +50,7 @@ class UCF101Data(VideoDataModule):
         **options: Unpack[VideoOptions],
     ) -> None:
         super().__init__(**options)
-        if split not in (1, 2, 3):
-            raise ConfigError(f"split is {split}", where="data.split", fix="choose 1, 2 or 3")
+        require_one_of_three(split)
         base = Path(root).expanduser()
         for option, folder in (("root", base), ("videos", base / videos), ("annotations", base / annotations)):
             require_folder(folder, f"data.{option}")
@@ -62,9 +61,7 @@ class UCF101Data(VideoDataModule):
             found[name] = locate(_entries(file, numbers), VideoFolder(base / videos), file, "data.annotations")
         if val_on_test:
             found["val"] = found["test"]
-        if predict is not None:
-            found["predict"] = Split(scan_files(base / predict, "data.predict", VIDEOS), base / predict)
-        self.fill(found, sorted(numbers, key=numbers.__getitem__))
+        self.fill(found, sorted(numbers, key=numbers.__getitem__), predict=None if predict is None else base / predict)
 
 
 def _numbers(file: Path) -> dict[str, int]:
