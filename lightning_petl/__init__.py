@@ -3,8 +3,9 @@
 Names are imported when they are first used (PEP 562), so that commands which need no tensor start without torch.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from lightning_petl.lazy import attributes
 
 if TYPE_CHECKING:
     from lightning_petl.adapter import Adapter, LowRank, Method, ModuleAdapter, Target
@@ -60,7 +61,6 @@ _ROOMS = {
     "store": ("load_adapter", "save_adapter"),
     "wrappers": ("Adapted", "adapted_layers"),
 }
-_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 
 __all__ = [
     "ARC",
@@ -100,13 +100,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    if name not in _ROOM_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_ROOM_OF[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = attributes(globals(), _ROOMS)

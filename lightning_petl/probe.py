@@ -29,7 +29,7 @@ def forward(model: nn.Module, inputs: Inputs, training: bool = False) -> object:
         if on_meta or not isinstance(tensor, nn.Parameter):
             made.setdefault(tensor, tensor.detach().to("meta") if on_meta else tensor.detach().clone())
             stand_ins[name] = made[tensor]  # tied tensors stay tied
-    with _mode(model, training), torch.random.fork_rng(devices=[]), torch.no_grad():
+    with mode(model, training), torch.random.fork_rng(devices=[]), torch.no_grad():
         # functional_call's own search for tied tensors would not put back those of a module in two places.
         return functional_call(model, stand_ins, inputs, tie_weights=False)
 
@@ -110,19 +110,19 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 @contextmanager
-def _mode(model: nn.Module, training: bool) -> Iterator[None]:
+def mode(model: nn.Module, training: bool) -> Iterator[None]:
     """Sets training or evaluation mode for all modules, and puts each back as it was."""
     before = {module: module.training for module in model.modules()}
     try:
         model.train(training)
         yield
     finally:
-        for module, mode in before.items():
-            module.training = mode
+        for module, was in before.items():
+            module.training = was
 
 
 @contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; each module's own mode is put back."""
-    with _mode(model, False), torch.no_grad():
+    with mode(model, False), torch.no_grad():
         yield

@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "lightning_petl"
 # Lower rooms know nothing of higher ones; a new room is entered here.
 RANK = {
     "errors": 0,
+    "lazy": 0,
     "activations": 1,
     "affine": 1,
     "adapter": 2,

@@ -4,8 +4,9 @@ Names are imported when they are first used (PEP 562): `InputConfig` is read by 
 torchvision. A command line that resolves short class names imports the modules by name first.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from lightning_petl.lazy import attributes
 
 if TYPE_CHECKING:
     from lightning_petl.data.digits import DigitsData
@@ -51,7 +52,6 @@ _FILES = {
     "video.something": ("SomethingSomethingV2Data",),
     "video.ucf101": ("UCF101Data",),
 }
-_FILE_OF = {name: file for file, names in _FILES.items() for name in names}
 
 __all__ = [
     "ADE20KData",
@@ -84,13 +84,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    if name not in _FILE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_FILE_OF[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = attributes(globals(), _FILES)

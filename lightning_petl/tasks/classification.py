@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 
 from lightning_petl.adapter import Method
 from lightning_petl.backbones import Architecture, TimmArgument, TimmClassifier
-from lightning_petl.errors import ConfigError, PETLError
+from lightning_petl.errors import ConfigError
 from lightning_petl.tasks.task import PETLTask
 
 
@@ -71,12 +71,7 @@ class ClassificationTask(PETLTask):
         if self.mix is not None:
             inputs, labels = self.mixed(inputs, labels)
         loss = F.cross_entropy(self(inputs), labels, label_smoothing=self.label_smoothing)
-        if not torch.isfinite(loss):
-            fix = "lower the learning rate or the method's scale; what was saved before stays"
-            raise PETLError(
-                f"the loss is {loss.item()}", where=f"epoch {self.current_epoch}, step {self.global_step}", fix=fix
-            )
-        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, sync_dist=True, batch_size=len(inputs))
+        self.log_loss(loss, len(inputs))
         return loss
 
     def mixed(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

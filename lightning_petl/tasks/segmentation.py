@@ -13,10 +13,11 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from lightning_petl import probe
 from lightning_petl.adapter import Method
 from lightning_petl.backbones import Segmenter, TimmArgument
 from lightning_petl.data.notices import listed
-from lightning_petl.errors import ConfigError, PETLError
+from lightning_petl.errors import ConfigError
 from lightning_petl.heads.segmentation import HeadKind
 from lightning_petl.tasks.confusion import ClassScores, Confusion
 from lightning_petl.tasks.inference import Inference, InferenceKind, Size
@@ -117,15 +118,9 @@ class SegmentationTask(PETLTask):
 
     def _freeze_unreached(self) -> None:
         """Runs the model on one blank image, with gradients, to see what the heads depend on."""
-        modes = {module: module.training for module in self.backbone.modules()}
         image = torch.zeros(1, 3, *self.input_config.image_size)
-        try:
-            self.backbone.eval()
-            with torch.enable_grad():
-                freeze_unreached(self.backbone, self.architecture.run_all(self.backbone, image))
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
+        with probe.mode(self.backbone, False), torch.enable_grad():
+            freeze_unreached(self.backbone, self.architecture.run_all(self.backbone, image))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Scores ``(batch, classes, height, width)`` of images ``(batch, 3, height, width)``, on their pixels."""
@@ -155,12 +150,7 @@ class SegmentationTask(PETLTask):
         loss = self._loss(main, masks)
         for scores in auxiliary:
             loss = loss + self.auxiliary_weight * self._loss(scores, masks)
-        if not torch.isfinite(loss):
-            fix = "lower the learning rate or the method's scale; what was saved before stays"
-            raise PETLError(
-                f"the loss is {loss.item()}", where=f"epoch {self.current_epoch}, step {self.global_step}", fix=fix
-            )
-        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, sync_dist=True, batch_size=len(images))
+        self.log_loss(loss, len(images))
         self._count_ignored(masks)
         return loss
 

@@ -185,6 +185,23 @@ class PETLTask(pl.LightningModule, ABC):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of one batch, a scalar."""
 
+    def log_loss(self, loss: Tensor, samples: int) -> None:
+        """Logs the loss of a training batch as ``train/loss``.
+
+        Args:
+            loss: A scalar.
+            samples: Size of the batch.
+
+        Raises:
+            PETLError: It is not finite.
+        """
+        if not torch.isfinite(loss):
+            fix = "lower the learning rate or the method's scale; what was saved before stays"
+            raise PETLError(
+                f"the loss is {loss.item()}", where=f"epoch {self.current_epoch}, step {self.global_step}", fix=fix
+            )
+        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, sync_dist=True, batch_size=samples)
+
     # -- optimizer and schedule ----------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

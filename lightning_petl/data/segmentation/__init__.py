@@ -3,8 +3,9 @@
 Names are imported when they are first used (PEP 562).
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from lightning_petl.lazy import attributes
 
 if TYPE_CHECKING:
     from lightning_petl.data.segmentation.ade20k import ADE20KData
@@ -20,7 +21,6 @@ _FILES = {
     "masks": ("IGNORED", "MaskRule", "read_mask"),
     "module": ("SegmentationDataModule", "SegmentationOptions"),
 }
-_FILE_OF = {name: file for file, names in _FILES.items() for name in names}
 
 __all__ = [
     "IGNORED",
@@ -35,13 +35,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    if name not in _FILE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_FILE_OF[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = attributes(globals(), _FILES)

@@ -3,8 +3,9 @@
 Names are imported when they are first used (PEP 562): the process that only decodes starts without torch.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from lightning_petl.lazy import attributes
 
 if TYPE_CHECKING:
     from lightning_petl.data.video.decoding import Decoding, choose
@@ -16,18 +17,8 @@ _FILES = {
     "reader": ("VideoReader",),
     "sampling": ("Clip", "DenseSampling", "SegmentSampling", "TemporalSampling"),
 }
-_FILE_OF = {name: file for file, names in _FILES.items() for name in names}
 
 __all__ = ["Clip", "Decoding", "DenseSampling", "SegmentSampling", "TemporalSampling", "VideoReader", "choose"]
 
 
-def __getattr__(name: str) -> object:
-    if name not in _FILE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_FILE_OF[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = attributes(globals(), _FILES)
