@@ -6,11 +6,7 @@ timm and torch, so that the file is what any user brings: a state dict under tim
 
 from __future__ import annotations
 
-import argparse
-import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +16,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import load_file
-from safetensors.torch import save as serialize
 from torch import Tensor, nn
 from torchvision.transforms import v2
-from tqdm import tqdm
 
+from lightning_petl.demo import training
 from lightning_petl.demo.digits import load_digits, split
-from lightning_petl.errors import ConfigError
+from lightning_petl.demo.training import one_thread, publish, run, train
 
 BACKBONE = "vit_tiny_patch16_224"
 """The timm model whose sizes `BACKBONE_ARGS` overrides."""
@@ -49,20 +42,12 @@ BACKBONE_ARGS: dict[str, Any] = {
 WEIGHTS = Path(__file__).with_name("vit_digits.safetensors")
 """The weights that this script made with its defaults, as shipped."""
 
-HEADER = "lightning_petl.demo"
-"""The header entry of that file that holds its facts, as JSON."""
-
 CLASSES = (0, 1, 2, 3, 4)
 TRAIN_PER_CLASS = 120
 """Training images of each class; those left over, 57 of each, measure the accuracy."""
 
 ITERATIONS = 600
 BATCH_SIZE = 64
-LEARNING_RATE = 2e-3
-WEIGHT_DECAY = 0.05
-WARM_UP = 0.1
-"""Part of the iterations over which the learning rate rises from 0; it falls on a cosine afterwards."""
-
 ROTATION, SCALE, SHIFT = 15.0, 0.15, 0.125
 """Largest augmentation: degrees, relative change of size, and part of the image's side (one source pixel)."""
 
@@ -122,78 +107,23 @@ def pretrain(inputs: Tensor, labels: Tensor, iterations: int = ITERATIONS, seed:
     Raises:
         ConfigError: ``iterations`` is not positive.
     """
-    if iterations < 1:
-        raise ConfigError(f"{iterations} iterations", where="iterations", fix="give 1 or more")
-    with torch.random.fork_rng(devices=[]), one_thread():
-        torch.manual_seed(seed)
-        model: nn.Module = timm.create_model(BACKBONE, **BACKBONE_ARGS)
-        _train(model, inputs, labels, iterations, torch.Generator().manual_seed(seed))
-    return model.eval()
 
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Runs torch on one thread.
-
-    The sums then do not depend on the number of cores. Nothing is lost: a second thread does not speed up matrices
-    of this size, and where another program holds the core that it waits for, a batch takes a hundred times longer.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _train(model: nn.Module, inputs: Tensor, labels: Tensor, iterations: int, generator: torch.Generator) -> None:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, LEARNING_RATE, total_steps=iterations, pct_start=WARM_UP, cycle_momentum=False
-    )
-    model.train()
-    for _ in tqdm(range(iterations), desc="pretraining", unit="batch"):
+    def loss_of_batch(model: nn.Module, generator: torch.Generator) -> Tensor:
         chosen = torch.randperm(len(inputs), generator=generator)[:BATCH_SIZE]
-        loss = F.cross_entropy(model(augment(inputs[chosen], generator)), labels[chosen])
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
+        return F.cross_entropy(model(augment(inputs[chosen], generator)), labels[chosen])
+
+    return train(lambda: timm.create_model(BACKBONE, **BACKBONE_ARGS), loss_of_batch, iterations, seed)
 
 
 def load(path: Path) -> nn.Module:
-    """Builds the backbone and fills it from a file; every name and shape must match.
-
-    Args:
-        path: A file that `save` wrote.
-
-    Returns:
-        The model in evaluation mode, float32.
-    """
-    model: nn.Module = timm.create_model(BACKBONE, **BACKBONE_ARGS)
-    model.load_state_dict(load_file(path), strict=True)
-    return model.eval()
-
-
-def read_header(path: Path) -> dict[str, Any]:
-    """Reads the facts that `save` wrote beside the weights."""
-    with safe_open(path, framework="pt") as file:
-        facts: dict[str, Any] = json.loads(file.metadata()[HEADER])
-    return facts
+    """Builds the backbone and fills it from a file, see `training.load`."""
+    return training.load(path, BACKBONE, BACKBONE_ARGS)
 
 
 def accuracy(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
     """Part of the images ``(n, 3, 32, 32)`` that get their label ``(n,)``, 0 to 1."""
     with torch.inference_mode(), one_thread():
         return float((model(inputs).argmax(dim=1) == labels).double().mean())
-
-
-def save(model: nn.Module, path: Path, header: dict[str, Any]) -> None:
-    """Writes the weights as float16, under timm's names, with the header's facts beside them."""
-    weights = {name: weight.half().contiguous() for name, weight in model.state_dict().items()}
-    # One header entry, as safetensors writes several in a random order: the same weights then make the same bytes.
-    # Not save_file, whose file only its owner can read.
-    path.write_bytes(serialize(weights, {HEADER: json.dumps(header)}))
 
 
 def held_out() -> tuple[Tensor, Tensor]:
@@ -220,20 +150,16 @@ def make(path: Path, iterations: int = ITERATIONS, seed: int = 0) -> float:
     """
     path.parent.mkdir(parents=True, exist_ok=True)  # before the training, so that a wrong path costs no time
     model = pretrain(*_part("train"), iterations=iterations, seed=seed)
-    header = {
+    facts = {
         "description": "Vision Transformer pretrained on scikit-learn's handwritten digits 0 to 4",
         "script": f"python -m lightning_petl.demo.pretrain --iterations {iterations} --seed {seed}",
         "data": "Optical Recognition of Handwritten Digits, Alpaydin and Kaynak, UCI, CC BY 4.0",
         "model": BACKBONE,
         "model_args": BACKBONE_ARGS,
         "classes": CLASSES,
-        "versions": {name: version(name) for name in ("torch", "torchvision", "timm", "scikit-learn")},
     }
-    # Written twice: the accuracy in the header is that of the file itself, after rounding to float16.
-    save(model, path, header)
-    measured = accuracy(load(path), *held_out())
-    save(model, path, {**header, "held_out_accuracy": round(measured, 4)})
-    return measured
+    packages = ("torch", "torchvision", "timm", "scikit-learn")
+    return publish(path, model, facts, packages, lambda: accuracy(load(path), *held_out()), "held_out_accuracy")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -242,13 +168,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: The words after the command; those of the process by default.
     """
-    parser = argparse.ArgumentParser(prog="python -m lightning_petl.demo.pretrain", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="safetensors file to write")
-    parser.add_argument("--iterations", type=int, default=ITERATIONS, help="number of batches (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of weights, batches and augmentation (%(default)s)")
-    options = parser.parse_args(arguments)
-    measured = make(options.out, options.iterations, options.seed)
-    print(f"{options.out}: accuracy {measured:.4f} on {len(held_out()[1])} held-out digits 0 to 4")
+    out, measured = run(
+        "lightning_petl.demo.pretrain", __doc__, make, ITERATIONS, "weights, batches and augmentation", arguments
+    )
+    print(f"{out}: accuracy {measured:.4f} on {len(held_out()[1])} held-out digits 0 to 4")
 
 
 if __name__ == "__main__":

@@ -7,9 +7,7 @@ timm's own names. Everything here is plain timm and torch.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +15,11 @@ import numpy as np
 import timm
 import torch
 import torch.nn.functional as F  # noqa: N812
-from safetensors.torch import load_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from lightning_petl.demo import digit_scenes
+from lightning_petl.demo import digit_scenes, training
 from lightning_petl.demo.digits import load_digits, split
-from lightning_petl.demo.pretrain import one_thread, save
-from lightning_petl.errors import ConfigError
+from lightning_petl.demo.training import one_thread, publish, run, train
 
 BACKBONE = "vit_tiny_patch16_224"
 """The timm model whose sizes `BACKBONE_ARGS` overrides."""
@@ -56,11 +51,6 @@ SIZES = 0.375, 0.5625
 
 ITERATIONS = 2500
 BATCH_SIZE = 32
-LEARNING_RATE = 2e-3
-WEIGHT_DECAY = 0.05
-WARM_UP = 0.1
-"""Part of the iterations over which the learning rate rises from 0; it falls on a cosine afterwards."""
-
 ZOOM, SHIFT = 0.3, 0.15
 """Largest augmentation of a scene: logarithm of the size's factor, and part of its side."""
 
@@ -139,43 +129,18 @@ def pretrain(images: Tensor, labels: Tensor, iterations: int = ITERATIONS, seed:
     Raises:
         ConfigError: ``iterations`` is not positive.
     """
-    if iterations < 1:
-        raise ConfigError(f"{iterations} iterations", where="iterations", fix="give 1 or more")
-    with torch.random.fork_rng(devices=[]), one_thread():
-        torch.manual_seed(seed)
-        model: nn.Module = timm.create_model(BACKBONE, **BACKBONE_ARGS)
-        _train(model, images, labels, iterations, torch.Generator().manual_seed(seed))
-    return model.eval()
 
-
-def _train(model: nn.Module, images: Tensor, labels: Tensor, iterations: int, generator: torch.Generator) -> None:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, LEARNING_RATE, total_steps=iterations, pct_start=WARM_UP, cycle_momentum=False
-    )
-    model.train()
-    for _ in tqdm(range(iterations), desc="pretraining", unit="batch"):
+    def loss_of_batch(model: nn.Module, generator: torch.Generator) -> Tensor:
         chosen = torch.randint(len(images), (BATCH_SIZE,), generator=generator)
         inputs, named = augment(to_inputs(images[chosen]), labels[chosen], generator)
-        loss = F.cross_entropy(scores(model, inputs), named, ignore_index=OUTSIDE)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
+        return F.cross_entropy(scores(model, inputs), named, ignore_index=OUTSIDE)
+
+    return train(lambda: timm.create_model(BACKBONE, **BACKBONE_ARGS), loss_of_batch, iterations, seed)
 
 
 def load(path: Path) -> nn.Module:
-    """Builds the backbone and fills it from a file; every name and shape must match.
-
-    Args:
-        path: A file that `make` wrote.
-
-    Returns:
-        The model in evaluation mode, float32.
-    """
-    model: nn.Module = timm.create_model(BACKBONE, **BACKBONE_ARGS)
-    model.load_state_dict(load_file(path), strict=True)
-    return model.eval()
+    """Builds the backbone and fills it from a file, see `training.load`."""
+    return training.load(path, BACKBONE, BACKBONE_ARGS)
 
 
 def mean_iou(model: nn.Module, images: Tensor, labels: Tensor) -> float:
@@ -216,7 +181,7 @@ def make(path: Path, iterations: int = ITERATIONS, seed: int = 0) -> float:
     """
     path.parent.mkdir(parents=True, exist_ok=True)  # before the training, so that a wrong path costs no time
     model = pretrain(*draw_scenes("train", SCENES, seed=0), iterations=iterations, seed=seed)
-    header = {
+    facts = {
         "description": "Vision Transformer pretrained on scenes of scikit-learn's handwritten digits 0 to 4",
         "script": f"python -m lightning_petl.demo.pretrain_scenes --iterations {iterations} --seed {seed}",
         "data": "Optical Recognition of Handwritten Digits, Alpaydin and Kaynak, UCI, CC BY 4.0; photographs "
@@ -224,13 +189,9 @@ def make(path: Path, iterations: int = ITERATIONS, seed: int = 0) -> float:
         "model": BACKBONE,
         "model_args": BACKBONE_ARGS,
         "classes": CLASSES,
-        "versions": {name: version(name) for name in ("torch", "torchvision", "timm", "scikit-learn", "pillow")},
     }
-    # Written twice: the score in the header is that of the file itself, after rounding to float16.
-    save(model, path, header)
-    measured = mean_iou(load(path), *held_out())
-    save(model, path, {**header, "held_out_miou": round(measured, 4)})
-    return measured
+    packages = ("torch", "torchvision", "timm", "scikit-learn", "pillow")
+    return publish(path, model, facts, packages, lambda: mean_iou(load(path), *held_out()), "held_out_miou")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -239,13 +200,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: The words after the command; those of the process by default.
     """
-    parser = argparse.ArgumentParser(prog="python -m lightning_petl.demo.pretrain_scenes", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="safetensors file to write")
-    parser.add_argument("--iterations", type=int, default=ITERATIONS, help="number of batches (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of weights, batches and augmentation (%(default)s)")
-    options = parser.parse_args(arguments)
-    measured = make(options.out, options.iterations, options.seed)
-    print(f"{options.out}: mean IoU {measured:.4f} on {HELD_OUT} held-out scenes of digits 0 to 4")
+    out, measured = run(
+        "lightning_petl.demo.pretrain_scenes", __doc__, make, ITERATIONS, "weights, batches and augmentation", arguments
+    )
+    print(f"{out}: mean IoU {measured:.4f} on {HELD_OUT} held-out scenes of digits 0 to 4")
 
 
 if __name__ == "__main__":

@@ -7,9 +7,7 @@ its middle lies. No still says anything about time, and the demo's clips have al
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +18,10 @@ import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from lightning_petl.demo import pretrain
+from lightning_petl.demo import pretrain, training
 from lightning_petl.demo.digits import load_digits, split
 from lightning_petl.demo.moving_digits import BRIGHTNESSES, SIZES, Plan, draw
-from lightning_petl.errors import ConfigError
 
 CELLS = 3
 """Columns and rows of the picture's parts."""
@@ -98,34 +94,25 @@ def train(inputs: Tensor, labels: Tensor, iterations: int = ITERATIONS, seed: in
     Raises:
         ConfigError: ``iterations`` is not positive.
     """
-    if iterations < 1:
-        raise ConfigError(f"{iterations} iterations", where="iterations", fix="give 1 or more")
-    generator, rate = torch.Generator().manual_seed(seed), pretrain.LEARNING_RATE
-    with torch.random.fork_rng(devices=[]), pretrain.one_thread():
-        torch.manual_seed(seed)
-        model: nn.Module = timm.create_model(pretrain.BACKBONE, **BACKBONE_ARGS)
-        known = {name: w for name, w in load_file(pretrain.WEIGHTS).items() if not name.startswith("head.")}
-        model.load_state_dict({**model.state_dict(), **known})
-        optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=pretrain.WEIGHT_DECAY)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, rate, total_steps=iterations, pct_start=pretrain.WARM_UP, cycle_momentum=False
-        )
-        model.train()
-        for _ in tqdm(range(iterations), desc="pretraining", unit="batch"):
-            chosen = torch.randint(len(inputs), (pretrain.BATCH_SIZE,), generator=generator)
-            loss = F.cross_entropy(model(inputs[chosen]), labels[chosen])
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
-    return model.eval()
+
+    def loss_of_batch(model: nn.Module, generator: torch.Generator) -> Tensor:
+        chosen = torch.randint(len(inputs), (pretrain.BATCH_SIZE,), generator=generator)
+        return F.cross_entropy(model(inputs[chosen]), labels[chosen])
+
+    return training.train(_started, loss_of_batch, iterations, seed)
+
+
+def _started() -> nn.Module:
+    """The model with the image quickstart's weights, all but the classifier's."""
+    model: nn.Module = timm.create_model(pretrain.BACKBONE, **BACKBONE_ARGS)
+    known = {name: w for name, w in load_file(pretrain.WEIGHTS).items() if not name.startswith("head.")}
+    model.load_state_dict({**model.state_dict(), **known})
+    return model
 
 
 def load(path: Path) -> nn.Module:
-    """Builds the backbone, float32 and in evaluation mode, and fills it from a file that `make` wrote."""
-    model: nn.Module = timm.create_model(pretrain.BACKBONE, **BACKBONE_ARGS)
-    model.load_state_dict(load_file(path), strict=True)
-    return model.eval()
+    """Builds the backbone and fills it from a file, see `training.load`."""
+    return training.load(path, pretrain.BACKBONE, BACKBONE_ARGS)
 
 
 def held_out() -> tuple[Tensor, Tensor]:
@@ -146,20 +133,19 @@ def make(path: Path, iterations: int = ITERATIONS, seed: int = 0) -> float:
     """
     path.parent.mkdir(parents=True, exist_ok=True)  # before the training, so that a wrong path costs no time
     model = train(*draw_stills("train", STILLS, np.random.default_rng(0)), iterations=iterations, seed=seed)
-    header = {
+    facts = {
         "description": "Vision Transformer pretrained on stills of scikit-learn's handwritten digits 0 to 4",
         "script": f"python -m lightning_petl.demo.pretrain_stills --iterations {iterations} --seed {seed}",
         "data": "Optical Recognition of Handwritten Digits, Alpaydin and Kaynak, UCI, CC BY 4.0",
         "model": pretrain.BACKBONE,
         "model_args": BACKBONE_ARGS,
         "classes": pretrain.CLASSES,
-        "versions": {name: version(name) for name in ("torch", "timm", "scikit-learn")},
     }
-    # Written twice: the accuracy in the header is that of the file itself, after rounding to float16.
-    pretrain.save(model, path, header)
-    measured = pretrain.accuracy(load(path), *held_out())
-    pretrain.save(model, path, {**header, "held_out_accuracy": round(measured, 4)})
-    return measured
+
+    def measure() -> float:
+        return pretrain.accuracy(load(path), *held_out())
+
+    return training.publish(path, model, facts, ("torch", "timm", "scikit-learn"), measure, "held_out_accuracy")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -168,13 +154,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: The words after the command; those of the process by default.
     """
-    parser = argparse.ArgumentParser(prog="python -m lightning_petl.demo.pretrain_stills", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="safetensors file to write")
-    parser.add_argument("--iterations", type=int, default=ITERATIONS, help="number of batches (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of classifier and batches (%(default)s)")
-    options = parser.parse_args(arguments)
-    measured = make(options.out, options.iterations, options.seed)
-    print(f"{options.out}: digit and ninth of {measured:.4f} of {HELD_OUT} held-out stills")
+    script = "lightning_petl.demo.pretrain_stills"
+    out, measured = training.run(script, __doc__, make, ITERATIONS, "classifier and batches", arguments)
+    print(f"{out}: digit and ninth of {measured:.4f} of {HELD_OUT} held-out stills")
 
 
 if __name__ == "__main__":

@@ -9,9 +9,11 @@ import argparse
 import csv
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import matplotlib as mpl
 import torch
@@ -70,7 +72,7 @@ def main() -> None:
     out = free(options.out)
     folders = {method: out / method for method in (METHODS if options.all else QUICK)}
     for method, folder in folders.items():
-        _fit_and_test(method, options.config, folder)
+        fit_and_test(["--config", str(options.config), "--model.method", method, *METHODS[method]], folder)
     images = torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     models = {method: _models(folder) for method, folder in folders.items()}
     plain = _backbone(True).eval()
@@ -95,15 +97,32 @@ def free(out: Path) -> Path:
     return free
 
 
-def _fit_and_test(method: str, config: Path, folder: Path) -> None:
-    """Fits one method, then tests its adapter file and its merged file."""
-    shared = ["--config", str(config), "--model.method", method, *METHODS[method]]
-    command(["fit", *shared, "--trainer.default_root_dir", str(folder)])
-    for kind in ("adapter", "merged"):
+def fit_and_test(shared: Sequence[str], folder: Path, further: Sequence[str] = (), predict: bool = True) -> None:
+    """Fits one model, then tests its adapter file and its merged file, and predicts with the merged one.
+
+    Args:
+        shared: Options of all commands.
+        folder: Of the run; the other commands write below it.
+        further: Options of fit alone.
+        predict: Whether to predict.
+    """
+    command(["fit", *shared, *further, "--trainer.default_root_dir", str(folder)])
+    commands = [
+        ("test", "adapter", "test_adapter"),
+        ("test", "merged", "test_merged"),
+        ("predict", "merged", "predict"),
+    ]
+    for name, kind, out in commands if predict else commands[:2]:
         weights = ["--model.weights", str(folder / f"{kind}.safetensors")]
-        command(["test", *shared, *weights, "--trainer.default_root_dir", str(folder / f"test_{kind}")])
-    weights = ["--model.weights", str(folder / "merged.safetensors")]
-    command(["predict", *shared, *weights, "--trainer.default_root_dir", str(folder / "predict")])
+        command([name, *shared, *weights, "--trainer.default_root_dir", str(folder / out)])
+
+
+def results(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """What fit, the test of the adapter file and the test of the merged file left in ``results.json``."""
+    fit, adapter, merged = (
+        json.loads((folder / name / "results.json").read_text()) for name in ("", "test_adapter", "test_merged")
+    )
+    return fit, adapter, merged
 
 
 def command(arguments: list[str]) -> None:
@@ -144,9 +163,7 @@ def _speeds(models: list[nn.Module], images: Tensor, rounds: int = 20) -> list[f
 
 
 def _row(method: str, folder: Path, speed: float, folded_speed: float) -> Row:
-    fit, adapter, merged = (
-        json.loads((folder / name / "results.json").read_text()) for name in ("", "test_adapter", "test_merged")
-    )
+    fit, adapter, merged = results(folder)
     size = (folder / "adapter.safetensors").stat().st_size
     accuracies = adapter["test/acc1"], merged["test/acc1"]
     return Row(method, fit["trainable_parameters"], size, *accuracies, speed, folded_speed)

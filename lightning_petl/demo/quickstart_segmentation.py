@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from statistics import mean
 
 import torch
 
-from lightning_petl.demo.quickstart import command, free, plot_curves
+from lightning_petl.demo.quickstart import command, fit_and_test, free, plot_curves, results
 
 # Each method with the learning rate and the epochs that were best for it on the validation scenes.
 METHODS = {
@@ -64,7 +63,9 @@ def main() -> None:
     for seed in options.seeds:
         for method in options.methods:
             folder = out / method if len(options.seeds) == 1 else out / f"{method}-{seed}"
-            fit_and_test(method, seed, options.config, scenes, folder)
+            shared = ["--config", str(options.config), "--data.root", str(scenes), "--model.method", method]
+            seeds = ["--seed_everything", str(seed), "--data.seed", str(seed)]
+            fit_and_test([*shared, *METHODS[method]], folder, seeds)
             rows.append(row(method, seed, folder))
     show(rows)
     first = {each.method: out / each.method for each in rows} if len(options.seeds) == 1 else {}
@@ -73,23 +74,9 @@ def main() -> None:
     print(f"\nwritten to {out}: the scenes, and for each method a run folder with pictures in overlays and test_merged")
 
 
-def fit_and_test(method: str, seed: int, config: Path, scenes: Path, folder: Path) -> None:
-    """Fits one method, then tests its adapter file and its merged file, and predicts with the merged one."""
-    shared = ["--config", str(config), "--data.root", str(scenes), "--model.method", method, *METHODS[method]]
-    seeds = ["--seed_everything", str(seed), "--data.seed", str(seed)]
-    command(["fit", *shared, *seeds, "--trainer.default_root_dir", str(folder)])
-    for kind in ("adapter", "merged"):
-        weights = ["--model.weights", str(folder / f"{kind}.safetensors")]
-        command(["test", *shared, *weights, "--trainer.default_root_dir", str(folder / f"test_{kind}")])
-    weights = ["--model.weights", str(folder / "merged.safetensors")]
-    command(["predict", *shared, *weights, "--trainer.default_root_dir", str(folder / "predict")])
-
-
 def row(method: str, seed: int, folder: Path) -> Row:
     """What the files of a run say."""
-    fit, adapter, merged = (
-        json.loads((folder / name / "results.json").read_text()) for name in ("", "test_adapter", "test_merged")
-    )
+    fit, adapter, merged = results(folder)
     with (folder / "test_merged" / "class_scores.csv").open(newline="") as file:
         photograph, *digits = (float(line["iou"] or 0) for line in csv.DictReader(file))
     size = (folder / "adapter.safetensors").stat().st_size

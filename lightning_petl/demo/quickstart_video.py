@@ -9,7 +9,6 @@ the ordinary commands left.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from statistics import mean
 
 import torch
 
-from lightning_petl.demo.quickstart import command, free, plot_curves
+from lightning_petl.demo.quickstart import command, fit_and_test, free, plot_curves, results
 
 # What each run sets beside the configuration; learning rates were chosen on the validation clips.
 RUNS = {
@@ -73,7 +72,9 @@ def main() -> None:
     for seed in options.seeds:
         for run in options.runs:
             folder = out / run if len(options.seeds) == 1 else out / f"{run}-{seed}"
-            fit_and_test(run, seed, options.config, clips, folder)
+            seeds = ["--seed_everything", str(seed), "--data.seed", str(seed)]
+            shared = ["--config", str(options.config), *RUNS[run], "--data.root", str(clips), *seeds]
+            fit_and_test(shared, folder, predict=False)
             rows.append(row(run, seed, folder))
     show(rows)
     if len(options.seeds) == 1:
@@ -81,21 +82,9 @@ def main() -> None:
     print(f"\nwritten to {out}")
 
 
-def fit_and_test(run: str, seed: int, config: Path, clips: Path, folder: Path) -> None:
-    """Fits one model, then tests its adapter file and its merged file."""
-    shared = ["--config", str(config), *RUNS[run], "--data.root", str(clips)]
-    seeds = ["--seed_everything", str(seed), "--data.seed", str(seed)]
-    command(["fit", *shared, *seeds, "--trainer.default_root_dir", str(folder)])
-    for kind in ("adapter", "merged"):
-        weights = ["--model.weights", str(folder / f"{kind}.safetensors")]
-        command(["test", *shared, *seeds, *weights, "--trainer.default_root_dir", str(folder / f"test_{kind}")])
-
-
 def row(run: str, seed: int, folder: Path) -> Row:
     """What the files of a run say."""
-    fit, adapter, merged = (
-        json.loads((folder / name / "results.json").read_text()) for name in ("", "test_adapter", "test_merged")
-    )
+    fit, adapter, merged = results(folder)
     seconds = sum(each["wall_time_s"] for each in (fit, adapter, merged))
     accuracies = adapter["test/acc1"], merged["test/acc1"]
     return Row(run, seed, fit["trainable_parameters"], *accuracies, fit["wall_time_s"], seconds)

@@ -10,7 +10,7 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-from lightning_petl.demo import pretrain
+from lightning_petl.demo import pretrain, training
 from lightning_petl.demo.digits import load_digits, split
 from lightning_petl.errors import ConfigError
 
@@ -114,16 +114,16 @@ def test_pretraining_is_deterministic_and_leaves_the_random_state(tmp_path: Path
     assert torch.equal(torch.random.get_rng_state(), state)
     assert torch.get_num_threads() == threads
     for name, model in zip("abc", models, strict=True):
-        pretrain.save(model, tmp_path / name, {"b": 1, "a": [2]})
+        training.save(model, tmp_path / name, {"b": 1, "a": [2]})
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert (tmp_path / "a").read_bytes() != (tmp_path / "c").read_bytes()
-    assert pretrain.read_header(tmp_path / "a") == {"b": 1, "a": [2]}
+    assert training.read_header(tmp_path / "a") == {"b": 1, "a": [2]}
 
 
 def test_command_writes_a_file_and_says_its_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "new" / "weights.safetensors"
     pretrain.main(["--out", str(path), "--iterations", "2", "--seed", "3"])
-    header = pretrain.read_header(path)
+    header = training.read_header(path)
     assert header["script"].endswith("--iterations 2 --seed 3")
     assert header["held_out_accuracy"] == round(pretrain.accuracy(pretrain.load(path), *pretrain.held_out()), 4)
     assert f"accuracy {header['held_out_accuracy']:.4f} on 285 held-out" in capsys.readouterr().out
@@ -140,7 +140,7 @@ def test_shipped_file_is_small_and_half_precision() -> None:
 
 
 def test_shipped_header_says_how_to_build_the_model() -> None:
-    header = pretrain.read_header(pretrain.WEIGHTS)
+    header = training.read_header(pretrain.WEIGHTS)
     assert header["model_args"] == json.loads(json.dumps(pretrain.BACKBONE_ARGS)) == pretrain.BACKBONE_ARGS
     assert header["script"].endswith(f"--iterations {pretrain.ITERATIONS} --seed 0")
     model = timm.create_model(header["model"], **header["model_args"])
@@ -149,10 +149,10 @@ def test_shipped_header_says_how_to_build_the_model() -> None:
 
 def test_shipped_weights_are_as_accurate_as_their_header_says() -> None:
     measured = pretrain.accuracy(pretrain.load(pretrain.WEIGHTS), *pretrain.held_out())
-    assert measured == pytest.approx(pretrain.read_header(pretrain.WEIGHTS)["held_out_accuracy"], abs=0.002)
+    assert measured == pytest.approx(training.read_header(pretrain.WEIGHTS)["held_out_accuracy"], abs=0.002)
 
 
 @pytest.mark.slow
 def test_script_reproduces_the_shipped_accuracy(tmp_path: Path) -> None:
     measured = pretrain.make(tmp_path / "weights.safetensors")
-    assert measured == pytest.approx(pretrain.read_header(pretrain.WEIGHTS)["held_out_accuracy"], abs=TOLERANCE)
+    assert measured == pytest.approx(training.read_header(pretrain.WEIGHTS)["held_out_accuracy"], abs=TOLERANCE)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from lightning_petl import backbones
 from lightning_petl.demo import pretrain_scenes as scenes
-from lightning_petl.demo.pretrain import read_header
+from lightning_petl.demo.training import read_header
 from lightning_petl.errors import ConfigError
 
 

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from lightning_petl import backbones
 from lightning_petl.demo import pretrain_stills as stills
 from lightning_petl.demo.digits import load_digits
-from lightning_petl.demo.pretrain import accuracy, read_header
+from lightning_petl.demo.pretrain import accuracy
+from lightning_petl.demo.training import read_header
 from lightning_petl.errors import ConfigError
 
 
