@@ -36,14 +36,14 @@ class Inference:
 
     Args:
         kind: "whole" or "slide".
-        window: Height and width of a window.
-        stride: Steps from window to window, down and to the right.
+        window: Height and width of a window of "slide".
+        stride: Steps of "slide" from window to window, down and to the right.
         per_step: Windows, or whole images of one size, that the model takes at a time.
         scales: Factors of an image's size.
         flip: Whether to add each view's mirror image.
 
     Raises:
-        ConfigError: A setting is out of its range.
+        ConfigError: A setting is out of its range, or has no effect.
     """
 
     kind: InferenceKind = "whole"
@@ -76,6 +76,13 @@ class Inference:
             if not ok:
                 shown = list(value) if isinstance(value, tuple) else value
                 raise ConfigError(f"{name} is {shown!r}", where=f"model.{name}", fix=fix)
+        for name, given in (("window", self.window), ("stride", self.stride)):
+            if self.kind == "whole" and given is not None:
+                raise ConfigError(
+                    f"{name} has no effect with inference={self.kind!r}",
+                    where=f"model.{name}",
+                    fix="remove it (or set it to null), or set model.inference to slide",
+                )
 
     def __call__(self, score: Score, images: Sequence[Tensor], sizes: Sequence[Size]) -> Iterator[Tensor]:
         """Scores of images, one after the other, ``(classes, height, width)``.

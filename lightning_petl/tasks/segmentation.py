@@ -59,8 +59,8 @@ class SegmentationTask(PETLTask):
         auxiliary_weight: Weight of the loss of each auxiliary head.
         dice_weight: Weight of the dice loss beside the cross entropy.
         inference: ``whole`` images, or ``slide`` for windows.
-        window: Height and width of a window; null for the size of the backbone's own input.
-        stride: Steps from window to window; null for two thirds of the window.
+        window: Height and width of a window of ``slide``; null for the size of the backbone's own input.
+        stride: Steps from window to window of ``slide``; null for two thirds of the window.
         windows_per_step: Windows, or whole images of one size, that the model takes at a time in evaluation.
         scales: Factors of an image's size in evaluation; probabilities are averaged over them.
         flip: Whether evaluation averages over each image and its mirror image.

@@ -130,6 +130,15 @@ def test_bad_settings_are_named(settings: dict[str, Any], told: str) -> None:
         Inference(**settings)
 
 
+@pytest.mark.parametrize("option", ["window", "stride"])
+def test_settings_of_windows_are_refused_for_whole_images(option: str) -> None:
+    told = rf"^{option} has no effect with inference='whole' \[model\.{option}\] - .*slide"
+    with pytest.raises(ConfigError, match=told):
+        Inference("whole", **{option: (8, 8)})
+    with pytest.raises(ConfigError, match=told):
+        segmenters.new_task(**{option: (8, 8)})
+
+
 PEAK = """
 import pathlib, sys, torch
 sys.path.insert(0, {tests!r})
