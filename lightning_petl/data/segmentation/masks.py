@@ -2,8 +2,8 @@
 
 A mask holds numbers, not colours, and much of what image readers do for a picture changes numbers. So:
 
-- Ids come from grey (8 and 16 bits) and from palette files, as they are stored. Pillow stretches grey of 2 and 4 bits
-  to 8; that is undone, exactly.
+- Ids come from grey (1 to 16 bits) and from palette files, as they are stored. Pillow stretches grey of 2 and 4 bits
+  to 8; that is undone, exactly. Grey of 1 bit has the ids 0 and 1.
 - A mask in RGB has ids only by a colour map that the user gives; a colour outside of it is an error.
 - JPEG and WEBP blur ids into ids that nobody drew; they are refused, as is all else that is no PNG or BMP.
 - An EXIF orientation is applied, as it is to images.
@@ -36,6 +36,11 @@ FORMATS_OF_MASKS = ("PNG", "BMP")
 
 _STRETCH = {"L;2": 85, "L;4": 17}
 """What Pillow multiplies grey of 2 and 4 bits by."""
+
+_WITHOUT_ALPHA = {
+    "LA": "write the ids without the alpha channel as 8-bit or 16-bit grey",
+    "RGBA": "write the ids as grey or as a palette PNG, or the colours without the alpha channel, with data.color_map",
+}
 
 _UNKNOWN = -1
 
@@ -160,7 +165,7 @@ def read_mask(path: str | os.PathLike[str], rule: MaskRule, limits: ImageLimits 
             stretch = _STRETCH.get(str(file.tile[0].args), 1) if file.tile else 1
             file.load()
             ImageOps.exif_transpose(file, in_place=True)
-            ids = _from_colors(file, rule, name) if file.mode == "RGB" else np.asarray(file) // stretch
+            ids = _from_colors(file, rule, name) if file.mode == "RGB" else _stored(file) // stretch
     except (ConfigError, DataError, MemoryError):
         raise
     except Exception as error:  # as for images, decoders raise whatever they trip over
@@ -179,18 +184,24 @@ def _check_kind(file: ImageFile.ImageFile, path: str) -> None:
         )
     if getattr(file, "n_frames", 1) > 1:
         raise DataError(f"the mask has {file.n_frames} frames", where=path, fix="keep the one that is meant")  # type: ignore[attr-defined]
-    if file.mode not in ("L", "P", "RGB") and not file.mode.startswith("I;16"):
+    if file.mode not in ("1", "L", "P", "RGB") and not file.mode.startswith("I;16"):
         raise DataError(
             f"the mask has mode {file.mode}, from which no ids are read",
             where=path,
-            fix="write the ids as 8-bit or 16-bit grey or as a palette PNG",
+            fix=_WITHOUT_ALPHA.get(file.mode, "write the ids as 8-bit or 16-bit grey or as a palette PNG"),
         )
+
+
+def _stored(image: Image.Image) -> NDArray[np.integer]:
+    """Pixels as numbers; of 1 bit they come as truth values."""
+    pixels: NDArray[np.integer] = np.asarray(image, dtype=np.uint8 if image.mode == "1" else None)
+    return pixels
 
 
 def _from_colors(image: Image.Image, rule: MaskRule, path: str) -> NDArray[np.int64]:
     if rule.colors is None:
         raise DataError(
-            "the mask is in RGB, and colours are no ids",
+            "the mask has mode RGB, and colours are no ids",
             where=path,
             fix="give data.color_map, or masks of ids (grey or palette)",
         )

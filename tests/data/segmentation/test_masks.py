@@ -62,19 +62,48 @@ def test_sixteen_bits(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_mask(path, MaskRule(10, ids={0: 0, 900: 3, 2100: 7})), drawn)
 
 
-@pytest.mark.parametrize(("depth", "color_type"), [(2, 0), (4, 0), (1, 3), (2, 3), (4, 3)])
+@pytest.mark.parametrize(("depth", "color_type"), [(1, 0), (2, 0), (4, 0), (1, 3), (2, 3), (4, 3)])
 def test_fewer_bits(tmp_path: Path, depth: int, color_type: int) -> None:
-    """Stored ids come back, though Pillow spreads grey of 2 and 4 bits over 0 to 255."""
+    """Stored ids come back, though Pillow spreads grey of 1, 2 and 4 bits over 0 to 255."""
     drawn = ids((7, 13), list(range(2**depth)))
     path = tmp_path / "shallow.png"
     path.write_bytes(shallow(drawn, depth, color_type))
     np.testing.assert_array_equal(read_mask(path, MaskRule(16)), drawn)
     if color_type == 0:
-        assert np.asarray(Image.open(path)).max() == 255
+        assert np.asarray(Image.open(path).convert("L")).max() == 255
 
 
-def one_bit(path: Path) -> None:
-    path.write_bytes(shallow(ids((7, 13), [0, 1]), 1, 0))
+@pytest.mark.parametrize("kind", ["PNG", "BMP"])
+def test_one_bit(tmp_path: Path, kind: str) -> None:
+    """Black is 0 and white 1, as the bits are; a turned file and one of no class, too."""
+    drawn = ids((7, 13), [0, 1])
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored turned left: the reader turns right
+    path = tmp_path / "mask"
+    Image.fromarray(255 * drawn).convert("1").save(path, kind)
+    with Image.open(path) as file:
+        assert file.mode == "1"
+    read = read_mask(path, MaskRule(2))
+    assert read.dtype == np.uint8
+    np.testing.assert_array_equal(read, drawn)
+    np.testing.assert_array_equal(read_mask(path, MaskRule(1, reduce_zero_label=True)), np.where(drawn, 0, IGNORED))
+    with pytest.raises(DataError, match=r"ids without a class: 1; allowed are 0, 255"):
+        read_mask(path, MaskRule(1))
+    if kind == "PNG":
+        Image.fromarray(255 * np.rot90(drawn)).convert("1").save(path, kind, exif=exif)
+        np.testing.assert_array_equal(read_mask(path, MaskRule(2)), drawn)
+
+
+def test_one_bit_with_a_palette_of_white_first(tmp_path: Path) -> None:
+    """Ids are indices, whatever the colours are."""
+    drawn = ids((7, 13), [0, 1])
+    path = tmp_path / "mask.bmp"
+    Image.fromarray(255 * drawn).convert("1").save(path)
+    data = bytearray(path.read_bytes())
+    start = data.index(b"\0\0\0\0\xff\xff\xff", 14)
+    data[start : start + 8] = b"\xff\xff\xff\0\0\0\0\0"
+    path.write_bytes(data)
+    np.testing.assert_array_equal(read_mask(path, MaskRule(2)), drawn)
 
 
 def saved(mode: str, kind: str = "PNG", **options: object) -> Callable[[Path], None]:
@@ -88,10 +117,9 @@ def two_frames(path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (saved("RGB"), "in RGB, and colours are no ids .*data.color_map"),
-        (saved("RGBA"), "mode RGBA, from which no ids are read"),
-        (saved("LA"), "mode LA"),
-        (one_bit, "mode 1,"),
+        (saved("RGB"), "has mode RGB, and colours are no ids .*data.color_map"),
+        (saved("RGBA"), "mode RGBA, from which no ids are read .*without the alpha channel.*data.color_map"),
+        (saved("LA"), "mode LA, from which no ids are read .*without the alpha channel as 8-bit or 16-bit grey$"),
         (saved("L", "JPEG"), "JPEG file, whose compression may change ids"),
         (saved("RGB", "WEBP", lossless=True), "WEBP file"),
         (two_frames, "has 2 frames"),
