@@ -53,7 +53,8 @@ def _frames(backbone: dict[str, Any]) -> list[str]:
         return []
     head = backbone.get("head") or {}
     arguments = ", ".join(f"{key}={value}" for key, value in (head.get("arguments") or {}).items())
-    under = f"under the {head.get('name')} head({arguments})" if head.get("name") else "under the backbone's own head"
+    under = f"under the {head['name']} head" if head.get("name") else "under the backbone's own head"
+    under += f" ({arguments})" if arguments else ""
     return [f"frames    {backbone['frames']}, {under}"]
 
 
@@ -63,5 +64,6 @@ def _pixels(backbone: dict[str, Any]) -> list[str]:
         return []
     head = backbone.get("head") or {}
     read = "its own layers" if head.get("layers") is None else f"layers {head['layers']}"
+    width = f" of {head['channels']} channels" if head.get("channels") else ""
     auxiliary = f", auxiliary heads on layers {head['auxiliary']}" if head.get("auxiliary") else ""
-    return [f"pixels    {head.get('kind')} head on {read}{auxiliary}"]
+    return [f"pixels    {head.get('kind')} head{width} on {read}{auxiliary}"]
