@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import json
 import re
 import subprocess
@@ -133,6 +134,27 @@ def test_the_counts_of_the_readme_are_counted(capsys: pytest.CaptureFixture[str]
     }
     assert len(told) == 8
     assert told.items() <= counts.items()
+
+
+def _tasks() -> list[type]:
+    """The tasks that a configuration may name."""
+    from lightning_petl import tasks
+
+    found = [getattr(tasks, name) for name in tasks.__all__]
+    return [task for task in found if not inspect.isabstract(task)]
+
+
+def test_configurations_are_told_every_short_name() -> None:
+    """Of a task and of a data module; and they are the names that the command takes."""
+    from lightning_petl.cli.trainer import DATA_MODULES
+
+    text = (DOCS / "configuration.md").read_text(encoding="utf-8")
+    section = text.partition("## Names of classes")[2].partition("\n## ")[0]
+    known = {cls.__name__ for cls in (*_tasks(), *DATA_MODULES)}
+    assert len(known) >= 15
+    assert known <= set(re.findall(r"`(\w+)`", section))
+    named = set(re.findall(r"`(\w+(?:Task|Data))`", section))
+    assert named == known
 
 
 def test_files_that_pages_name_are_there() -> None:
