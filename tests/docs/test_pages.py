@@ -157,6 +157,16 @@ def test_configurations_are_told_every_short_name() -> None:
     assert named == known
 
 
+def test_the_page_of_videos_says_where_a_models_frames_come_from() -> None:
+    from lightning_petl import ConfigError
+    from lightning_petl.backbones import VideoTransformer
+
+    pytest.importorskip("transformers")
+    with pytest.raises(ConfigError, match=r"num_frames follows from model\.frames"):
+        VideoTransformer("videomae", {"num_frames": 4}, 5).build()
+    assert re.search(r"`num_frames`[^.]*`backbone_args`", (DOCS / "video.md").read_text(encoding="utf-8"))
+
+
 def test_files_that_pages_name_are_there() -> None:
     for page in PAGES:
         for name in re.findall(r"\b(?:configs|plugins|benchmarks|docs)/[\w./-]+\.(?:yaml|py|md)", page.read_text()):
