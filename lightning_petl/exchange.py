@@ -231,11 +231,13 @@ def _readme(header: Mapping[str, Any], exported: Exported) -> str:
     merging = (
         f"\n- PEFT runs these layers but cannot merge them, as they have no bias: {', '.join(bare)}." if bare else ""
     )
+    arguments = backbone.get("arguments")
+    built = "as the adapter's author built it" if arguments is None else f"built with `{json.dumps(arguments)}`"
     return f"""# LoRA adapter for PEFT
 
 Exported by lightning-petl from a {method["name"]} adapter, digest `{header["digest"]}`.
 
-- Backbone: `{backbone["name"]}`, built with `{json.dumps(backbone.get("arguments") or {})}`.
+- Backbone: `{backbone["name"]}`, {built}.
 - Its weights are those of fingerprint `{backbone["fingerprint"]}`. PEFT does not check them.
 - Stored whole, in the place of the backbone's own: {", ".join(exported.saved) or "nothing"}.{merging}
 - Task: `{json.dumps(header.get("task") or {})}`.

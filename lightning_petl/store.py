@@ -77,7 +77,8 @@ def save_adapter(
         extra: Modules or tensors of the backbone to store as they are, such as ``("head",)``. What the method trains in
             place, and buffers that changed since injection, are stored without being named.
         task: What a consumer needs to predict: class names, normalisation, image size.
-        backbone: How to build the backbone: ``name`` and ``arguments`` for timm. Taken from the model where left out.
+        backbone: How to build the backbone: ``name`` and ``arguments`` for timm, ``num_classes`` among these. Where it
+            is left out the file has the name that the model gives itself, and offline merging cannot build it.
 
     Returns:
         The file's digest.
@@ -115,10 +116,10 @@ def _method_header(method: Method) -> dict[str, JSON]:
 
 
 def _backbone_header(model: nn.Module) -> dict[str, JSON]:
-    """What the model says of itself: timm's name for it, or its class."""
+    """What the model says of itself: timm's name for it, or its class; not the arguments that it was built with."""
     config = getattr(model, "pretrained_cfg", None)
     architecture = config.get("architecture") if isinstance(config, Mapping) else None
-    return {"name": architecture or f"{type(model).__module__}.{type(model).__qualname__}", "arguments": {}}
+    return {"name": architecture or f"{type(model).__module__}.{type(model).__qualname__}"}
 
 
 def versions() -> dict[str, JSON]:

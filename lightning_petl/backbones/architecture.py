@@ -107,4 +107,5 @@ def architecture(record: Mapping[str, JSON], where: str) -> Architecture:
         raise AdapterFileError(
             f"the header does not say how to build the backbone: {type(error).__name__} {error}",
             where=f"{where}: backbone",
+            fix="fold it in Python (load_adapter, merge), or save it with backbone={'name': …, 'arguments': {…}}",
         ) from None

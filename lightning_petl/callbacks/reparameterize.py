@@ -55,11 +55,9 @@ class Reparameterize(pl.Callback):
             raise ConfigError("only a PETLTask can be folded", where="model")
         folder = Path(self._folder)
         model = self._best(trainer, pl_module)
-        data = getattr(trainer, "datamodule", None)
-        used = getattr(data, "input_config", None)
         path = folder / "adapter.safetensors"
         architecture = pl_module.architecture
-        save_adapter(model, path, pl_module.stored, pl_module.task_record(used), architecture.record())
+        save_adapter(model, path, pl_module.stored, pl_module.task_record(), architecture.record())
         if not pl_module.method.folds:
             name = type(pl_module.method).__name__
             logger.info(

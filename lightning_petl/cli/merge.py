@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning_petl.backbones import Architecture, architecture
+from lightning_petl.backbones.records import differences
 from lightning_petl.deployment import publish
-from lightning_petl.errors import AdapterFileError
+from lightning_petl.errors import AdapterFileError, ConfigError
 from lightning_petl.merging import refuse_unfoldable
 from lightning_petl.store import FORMAT, build_method, load_adapter
 from lightning_petl.tensorfile import Header, read_header
@@ -46,5 +47,11 @@ def choose(header: Header, backbone: str, path: str) -> tuple[Architecture, bool
         raise AdapterFileError("the header does not say how to build the backbone", where=f"{path}: backbone")
     # A slash is in a path or in an id on the hub, and in no library's name of a model.
     are_weights = Path(backbone).exists() or ":" in backbone or "/" in backbone or backbone.endswith(_SUFFIXES)
-    named = record if are_weights else record | {"name": backbone}
-    return architecture(named, path), backbone if are_weights else True
+    found = architecture(record, path)
+    if are_weights:
+        return found, backbone
+    named = architecture(record | {"name": backbone}, path)
+    if differences(found.record(), named.record()):
+        fix = "give that name, or a file of its weights"
+        raise ConfigError(f"{path} belongs to {found.name}, not {backbone}", where="--backbone", fix=fix)
+    return named, True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.distributed as dist
@@ -13,6 +13,7 @@ from pytorch_lightning import LightningDataModule
 from pytorch_lightning.trainer.states import TrainerFn
 from torch.utils.data import Dataset, SequentialSampler
 
+from lightning_petl.adapter import JSON
 from lightning_petl.data.input_choice import InputChoice
 from lightning_petl.data.input_config import InputConfig
 from lightning_petl.data.loading import Loader, collate
@@ -100,6 +101,14 @@ class PETLDataModule(LightningDataModule, ABC):
     def record(self) -> dict[str, object]:
         """What a results file says about the data, as JSON values; called on every process, since it may count."""
         return {}
+
+    def inputs_record(self) -> dict[str, JSON]:
+        """How samples become inputs, as JSON values for the header of a file: ``input``, the `input_config`.
+
+        Raises:
+            ConfigError: See `input_config`.
+        """
+        return {"input": cast(JSON, self.input_config.to_dict())}
 
     @property
     def input_config(self) -> InputConfig:

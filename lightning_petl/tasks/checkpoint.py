@@ -10,6 +10,7 @@ from lightning_petl.errors import AdapterFileError, BackboneMismatch, ConfigErro
 from lightning_petl.injection import trainable
 from lightning_petl.plugins import name_of
 from lightning_petl.store import fingerprint, plain_name, tensor_digests
+from lightning_petl.tasks import recorded
 from lightning_petl.wrappers import adapted_layers
 
 if TYPE_CHECKING:
@@ -66,10 +67,11 @@ def record(task: PETLTask) -> dict[str, Any]:
         "method.name": method.name,
         "method.distribution": method.distribution,
         "method.arguments": task.method.arguments,
-        **{f"backbone.{field}": value for field, value in task.architecture.record().items() if field != "arguments"},
         "num_classes": task.num_classes,
         "classes": None if task.classes is None else list(task.classes),
+        "backbone": task.architecture.record(),
         "backbone.fingerprint": frozen,
+        "inputs": task.inputs_record(),
     }
 
 
@@ -87,13 +89,20 @@ def check(checkpoint: dict[str, Any], task: PETLTask) -> None:
     found = checkpoint.get(RECORD)
     if not isinstance(found, dict):
         raise AdapterFileError("the checkpoint is not one of lightning-petl", where="ckpt_path")
-    for field, mine in record(task).items():
+    mine = record(task)
+    recorded.warn_of_inputs(found.get("inputs"), mine.pop("inputs"), "the checkpoint")
+    for field, wanted in mine.items():
         theirs = found.get(field)
-        if theirs != mine and field == "backbone.fingerprint":
+        if field == "backbone":
+            recorded.check_backbone(theirs, wanted, "checkpoint", "ckpt_path: backbone")
+            continue
+        if theirs != wanted and field == "backbone.fingerprint":
             raise BackboneMismatch("the checkpoint was trained on other frozen weights", where=f"ckpt_path: {field}")
-        if theirs != mine:
+        if theirs != wanted:
             fix = "continue with the settings that it was made with"
-            raise ConfigError(f"the checkpoint has {field} {theirs}, not {mine}", where=f"ckpt_path: {field}", fix=fix)
+            raise ConfigError(
+                f"the checkpoint has {field} {theirs}, not {wanted}", where=f"ckpt_path: {field}", fix=fix
+            )
     _check_tensors(checkpoint.get("state_dict"), task)
 
 

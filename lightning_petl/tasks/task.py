@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from lightning_petl.adapter import JSON, Adapter, Method
 from lightning_petl.backbones import Architecture, TimmArgument
 from lightning_petl.data.input_config import InputConfig
+from lightning_petl.data.module import PETLDataModule
 from lightning_petl.errors import ConfigError, PETLError
 from lightning_petl.injection import inject
-from lightning_petl.plugins import name_of
-from lightning_petl.store import FORMAT, MERGED_FORMAT, load_adapter, load_merged, tensor_digests
+from lightning_petl.store import MERGED_FORMAT, load_adapter, load_merged, tensor_digests
 from lightning_petl.tasks import checkpoint as checkpoints
+from lightning_petl.tasks import recorded
 from lightning_petl.tasks.further import train_further
-from lightning_petl.tensorfile import Header, read_header
 
 BackboneMode = Literal["train", "eval", "bn_eval"]
 Schedule = Literal["epoch", "step"]
@@ -100,9 +100,12 @@ class PETLTask(pl.LightningModule, ABC):
         self.classes = None if classes is None else tuple(classes)
         self.num_classes = _count(self.classes, num_classes)
         self.weights = weights
-        self.weights_header = None if weights is None else self._check_weights(weights)
+        self.weights_header = None if weights is None else recorded.check_weights(weights, self)
         merged = self.weights_header is not None and self.weights_header["format"] == MERGED_FORMAT
         self.architecture = self.choose_architecture(backbone, dict(backbone_args or {}), self.num_classes)
+        if self.weights_header is not None:
+            found = self.weights_header.get("backbone")
+            recorded.check_backbone(found, self.architecture.record(), "file", f"{weights}: backbone")
         self.backbone = self.architecture.build(not merged and pretrained)
         self.input_config = self.architecture.input_config(self.backbone)
         self.head = self.architecture.head(self.backbone)
@@ -137,41 +140,24 @@ class PETLTask(pl.LightningModule, ABC):
             self.backbone.get_submodule(self.head).requires_grad_(True)
             self.trained_further = train_further(self.backbone, self.train_parameters)
 
-    def _check_weights(self, path: str) -> Header:
-        """Compares a file's header with this task before any model is built."""
-        header = read_header(path)
-        if header["format"] not in (FORMAT, MERGED_FORMAT):
-            raise ConfigError(f"format {header['format']!r} is unknown", where=f"{path}: format")
-        if header["format"] == FORMAT:  # a merged file is a plain backbone, whatever method it was merged from
-            self._check_method(header.get("method"), path)
-        self._check_classes(header.get("task"), path)
-        return header
-
-    def _check_method(self, found: object, path: str) -> None:
-        mine = {"name": name_of(type(self.method)).name, "arguments": self.method.arguments}
-        for field, wanted in mine.items():
-            if not isinstance(found, dict) or found.get(field) != wanted:
-                shown = found.get(field) if isinstance(found, dict) else None
-                fix = f"set model.method to the file's: {shown}"
-                raise ConfigError(
-                    f"the file's method has {field} {shown}, not {wanted}", where=f"{path}: method.{field}", fix=fix
-                )
-
-    def _check_classes(self, task: object, path: str) -> None:
-        classes = task.get("classes") if isinstance(task, dict) else None
-        if isinstance(classes, list) and self.classes is not None and tuple(classes) != self.classes:
-            counts = f"{len(classes)} classes, the data {len(self.classes)}"
-            differ = sorted({str(name) for name in classes} ^ set(self.classes))
-            text = (
-                f"the file has {counts}" if len(classes) != len(self.classes) else "the classes differ from the file's"
-            )
-            raise ConfigError(f"{text} ({', '.join(differ[:5]) or 'in their order'})", where=f"{path}: task.classes")
-
-    def task_record(self, used: InputConfig | None) -> dict[str, JSON]:
-        """What a consumer needs to predict: the kind of task, class names, and how images become inputs."""
-        inputs = cast(dict[str, JSON], (used or self.input_config).to_dict())
+    def task_record(self) -> dict[str, JSON]:
+        """What a consumer needs to predict: the kind of task, class names, and how samples become inputs."""
+        inputs = self.inputs_record() or {"input": cast(JSON, self.input_config.to_dict())}
         classes: JSON = None if self.classes is None else list(self.classes)
-        return {"kind": type(self).__name__, "classes": classes, "num_classes": self.num_classes, "input": inputs}
+        return {"kind": type(self).__name__, "classes": classes, "num_classes": self.num_classes, **inputs}
+
+    def inputs_record(self) -> dict[str, JSON]:
+        """How the trainer's data module makes inputs of samples; empty without one that says it."""
+        data = getattr(self._trainer, "datamodule", None)
+        if isinstance(data, PETLDataModule):
+            return data.inputs_record()
+        config = getattr(data, "input_config", None)
+        return {"input": cast(JSON, config.to_dict())} if isinstance(config, InputConfig) else {}
+
+    def setup(self, stage: str) -> None:
+        """Says where samples become inputs in another way than when the weights were trained."""
+        if self.weights_header is not None:
+            recorded.warn_of_inputs(self.weights_header.get("task"), self.inputs_record(), str(self.weights))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Scores ``(batch, classes, ...)`` of inputs ``(batch, ...)``, such as images ``(batch, 3, height, width)``."""

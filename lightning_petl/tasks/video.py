@@ -85,6 +85,7 @@ class VideoClassificationTask(ClassificationTask):
                 where="data.frames, model.frames",
                 fix="set both to one number",
             )
+        super().setup(stage)
 
     def mixed(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Mixup or CutMix of a whole training batch of clips, the same for all frames of one."""

@@ -109,7 +109,7 @@ def test_files_restore_it_and_timm_takes_the_backbone(kind: str, tmp_path: Path)
     task.backbone.decode_head.decoder.convolution[1].running_mean.add_(0.3)
     task.eval()
     x, path, out = images(50, 40), tmp_path / "adapter.safetensors", tmp_path / "merged.safetensors"
-    save_adapter(task.backbone, path, task.stored, task.task_record(None), task.architecture.record())
+    save_adapter(task.backbone, path, task.stored, task.task_record(), task.architecture.record())
     with torch.no_grad():
         before = task(x)
     restored, _ = choose(read_header(path), task.architecture.name, str(path))

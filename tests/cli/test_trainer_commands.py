@@ -123,6 +123,18 @@ def test_inspect_merge_and_verify(fitted: Path, tmp_path: Path, capsys: pytest.C
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
 
 
+def test_merge_into_another_backbone_is_refused(
+    fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(fitted / "adapter.safetensors")
+    assert (
+        cli.run(["merge", file, "--backbone", "deit_tiny_patch16_224", "--out", str(tmp_path / "m.safetensors")]) == 1
+    )
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert f"{file} belongs to vit_tiny_patch16_224, not deit_tiny_patch16_224 [--backbone]" in last
+    assert not list(tmp_path.iterdir())
+
+
 def test_verify_finds_a_flipped_byte(fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = tmp_path / "run"
     shutil.copytree(fitted, copy)

@@ -163,7 +163,7 @@ OTHER_TASKS: dict[str, tuple[Callable[[], ClassificationTask], type[PETLError], 
     "other weights": (lambda: new_task(seed=8), BackboneMismatch, "backbone.fingerprint"),
     "one frozen value": (one_frozen_value, BackboneMismatch, "backbone.fingerprint"),
     "a deeper backbone": (
-        lambda: new_task(backbone_args=SMALL | {"depth": 3}), BackboneMismatch, "backbone.fingerprint",
+        lambda: new_task(backbone_args=SMALL | {"depth": 3}), ConfigError, "backbone.arguments.depth",
     ),
 }  # fmt: skip
 

@@ -120,7 +120,7 @@ def test_what_trains_is_stored_and_restored(kind: str, tmp_path: Path) -> None:
     )
     assert resumed.backbone.decode_head.decoder.convolution[1].num_batches_tracked == 8
     path = tmp_path / "adapter.safetensors"
-    save_adapter(task.backbone, path, task.stored, task.task_record(None), task.architecture.record())
+    save_adapter(task.backbone, path, task.stored, task.task_record(), task.architecture.record())
     served = segmenters.new_task(kind, weights=str(path), **settings)
     with torch.no_grad():
         torch.testing.assert_close(served.eval()(x), expected)
@@ -161,7 +161,7 @@ def test_the_papers_recipe_folds_with_trained_biases(tmp_path: Path) -> None:
     task.eval()
     x = torch.randn(1, 3, 40, 50)
     path = tmp_path / "adapter.safetensors"
-    save_adapter(task.backbone, path, task.stored, task.task_record(None), task.architecture.record())
+    save_adapter(task.backbone, path, task.stored, task.task_record(), task.architecture.record())
     served = segmenters.new_task(head="naive", weights=str(path), train_parameters=[".*bias"]).eval()
     with torch.no_grad():
         expected = task(x)

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lightning_petl.adapter import JSON
 from lightning_petl.data.folder_tree import scan_files
 from lightning_petl.data.input_choice import InputChoice
 from lightning_petl.data.input_config import InputConfig
@@ -243,7 +244,7 @@ class VideoDataModule(PETLDataModule):
         repeats = {split: source.repeats(_of_all_processes) for split, source in self._distinct().items()}
         return {
             **self.decoding.record(),
-            "sampling": {"kind": type(self.sampling).__name__, **asdict(self.sampling)},
+            "sampling": self._sampling_record(),
             "views": {"temporal": self.temporal_views, "spatial": self.spatial_views},
             "missing_training_videos": self._dropped,
             "repeated_frames": {
@@ -252,6 +253,13 @@ class VideoDataModule(PETLDataModule):
                 if counts.read
             },
         }
+
+    def inputs_record(self) -> dict[str, JSON]:
+        """How videos become clips: ``input``, and ``sampling``, which frames of a video are taken."""
+        return {**super().inputs_record(), "sampling": self._sampling_record()}
+
+    def _sampling_record(self) -> dict[str, JSON]:
+        return {"kind": type(self.sampling).__name__, **asdict(self.sampling)}
 
     def teardown(self, stage: str) -> None:
         """Says how many videos were shorter than a clip, once for each split."""
