@@ -123,14 +123,20 @@ def _backbone_header(model: nn.Module) -> dict[str, JSON]:
 
 
 def versions() -> dict[str, JSON]:
-    """Versions of the packages that a result depends on."""
-    found: dict[str, JSON] = {}
-    for name in ("lightning-petl", "torch", "timm", "pytorch-lightning"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
+    """Versions of the packages that a result depends on, none of which is imported; optional ones where installed.
+
+    What decodes videos is not among them: the data module says it, see `lightning_petl.data.video.decoding.Decoding`.
+    """
+    found: dict[str, JSON] = {name: _version(name) for name in ("lightning-petl", "torch", "timm", "pytorch-lightning")}
+    optional = {name: _version(name) for name in ("torchvision", "transformers")}
+    return found | {name: installed for name, installed in optional.items() if installed is not None}
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
 
 
 def _adapter_tensors(model: nn.Module, adapters: Mapping[str, Adapter]) -> dict[str, Tensor]:

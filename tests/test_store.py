@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import files_by_hand as by_hand
@@ -32,7 +32,7 @@ from lightning_petl import (
     save_adapter,
     trainable,
 )
-from lightning_petl.store import fingerprint, load_merged, save_merged, tensor_digests
+from lightning_petl.store import fingerprint, load_merged, save_merged, tensor_digests, versions
 from lightning_petl.tensorfile import read_header
 from lightning_petl.testing import BACKBONES, Backbone, add_noise
 
@@ -324,3 +324,37 @@ def test_linear_probe_round_trip(tmp_path: Path) -> None:
     assert torch.equal(outputs(VIT, loaded), outputs(VIT, model))
     merge(loaded)
     assert torch.equal(outputs(VIT, loaded), outputs(VIT, model))
+
+
+NEEDED = {"lightning-petl", "torch", "timm", "pytorch-lightning"}
+
+
+def test_versions_of_what_a_result_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is always needed, and of what is optional that which is there."""
+    there = {"torch": "1", "transformers": "2"}
+
+    def installed(name: str) -> str:
+        if name not in there:
+            raise PackageNotFoundError(name)
+        return there[name]
+
+    monkeypatch.setattr("lightning_petl.store.version", installed)
+    assert versions() == {**dict.fromkeys(NEEDED), "torch": "1", "transformers": "2"}
+    there["torchvision"] = "3"
+    assert versions()["torchvision"] == "3"
+    del there["transformers"]
+    assert set(versions()) == NEEDED | {"torchvision"}
+
+
+def test_versions_are_told_without_importing_anything() -> None:
+    pytest.importorskip("transformers")
+    code = """
+import sys
+from lightning_petl.store import versions
+before = set(sys.modules)
+found = versions()
+assert found["transformers"], found
+assert not {"transformers", "av", "decord"} & set(sys.modules)
+assert not {name for name in set(sys.modules) - before if name.partition(".")[0] in ("torchvision", "transformers")}
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
