@@ -41,6 +41,8 @@ def test_values_of_the_official_codes() -> None:
     assert model["train_parameters"] == [".*bias"]
     assert (model["head"], model["auxiliary_layers"], model["auxiliary_weight"]) == ("pup", [9, 14, 19, 23], 0.4)
     assert model["optimizer"]["init_args"] == {"lr": 1e-3, "momentum": 0.9, "weight_decay": 0.0}
+    rate = {"head_lr": 10.0, "min_lr": 1e-4, "annealing": "polynomial", "annealing_power": 0.9, "schedule": "step"}
+    assert {name: model[name] for name in rate} == rate
     assert (model["inference"], model["window"], model["stride"]) == ("slide", [512, 512], [341, 341])
     assert (data["image_size"], data["batch_size"], data["cat_max_ratio"]) == (512, 16, 0.75)
     steps = (20210 // 16) * yaml.safe_load(RECIPE.read_text(encoding="utf-8"))["trainer"]["max_epochs"]

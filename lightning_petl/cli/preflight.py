@@ -40,7 +40,7 @@ def check(command: str, settings: Any, ckpt_path: Any, weights: Any) -> None:
     probe_folder(run_folder(settings))
     epochs = settings["max_epochs"]
     if command == "fit" and epochs is not None and epochs < 1:
-        raise ConfigError(f"max_epochs is {epochs}", where="trainer.max_epochs", fix="give 1 or more: the cosine ends")
+        raise ConfigError(f"max_epochs is {epochs}", where="trainer.max_epochs", fix="give 1 or more, for the schedule")
     _check_checkpoint(ckpt_path)
     if command != "fit" and ckpt_path is None and weights is None:
         rank_zero_warn(f"{command} runs without model.weights and ckpt_path: adapters and head are as before training")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, cast, get_args
+from typing import Any, ClassVar, Literal, cast
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.cli import OptimizerCallable
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
-from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import Tensor, nn
 
 from lightning_petl.adapter import JSON, Adapter, Method
@@ -23,14 +22,9 @@ from lightning_petl.store import MERGED_FORMAT, load_adapter, load_merged, tenso
 from lightning_petl.tasks import checkpoint as checkpoints
 from lightning_petl.tasks import recorded
 from lightning_petl.tasks.further import train_further
+from lightning_petl.tasks.optimization import Annealing, LearningRate, Schedule, adamw, optimize
 
 BackboneMode = Literal["train", "eval", "bn_eval"]
-Schedule = Literal["epoch", "step"]
-
-
-def adamw(parameters: Any) -> torch.optim.Optimizer:
-    """AdamW as in RepAdapter's VTAB-1k recipe: learning rate 1e-3, weight decay 1e-4 on all that trains."""
-    return torch.optim.AdamW(parameters, lr=1e-3, weight_decay=1e-4)
 
 
 class PETLTask(pl.LightningModule, ABC):
@@ -48,11 +42,14 @@ class PETLTask(pl.LightningModule, ABC):
         classes: Names of the classes, in the order of the head's outputs; the data module gives them in the CLI.
         num_classes: Number of classes; follows from ``classes`` where those are given.
         optimizer: Builds the optimizer from the parameters that train.
-        warmup_epochs: Epochs of linear warm-up in front of the cosine.
+        head_lr: Learning rate of the head, in multiples of the optimizer's.
+        warmup_epochs: Epochs of linear warm-up.
         warmup_lr: Learning rate at the start of the warm-up.
-        warmup_prefix: Whether the cosine starts at the end of the warm-up, as in ARC's recipe, rather than with the
+        warmup_prefix: Whether the annealing starts at the end of the warm-up, as in ARC's recipe, rather than with the
             first epoch, which the warm-up then covers.
-        min_lr: Learning rate at the end of the cosine.
+        min_lr: Learning rate at the end, of the head too.
+        annealing: ``cosine``, or ``polynomial`` as in the recipes of segmentation: ``(1 - part done) ** power``.
+        annealing_power: The power of the polynomial.
         schedule: Whether the learning rate changes with each epoch, as in RepAdapter's and Consolidator's recipes, or
             with each step, as in ARC's.
         decay_vectors: Whether weight decay acts on biases and other vectors too. timm's optimizers, and with them
@@ -80,22 +77,25 @@ class PETLTask(pl.LightningModule, ABC):
         classes: Sequence[str] | None = None,
         num_classes: int | None = None,
         optimizer: OptimizerCallable = adamw,
+        head_lr: float = 1.0,
         warmup_epochs: int = 10,
         warmup_lr: float = 1e-6,
         warmup_prefix: bool = False,
         min_lr: float = 1e-5,
+        annealing: Annealing = "cosine",
+        annealing_power: float = 0.9,
         schedule: Schedule = "epoch",
         decay_vectors: bool = True,
         backbone_mode: BackboneMode = "bn_eval",
         train_parameters: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        self.method, self.optimizer_of = method, optimizer
-        self.warmup_epochs, self.warmup_lr, self.warmup_prefix = warmup_epochs, warmup_lr, warmup_prefix
-        self.min_lr = min_lr
-        if schedule not in get_args(Schedule):
-            raise ConfigError(f"schedule is {schedule!r}", where="model.schedule", fix="give epoch or step")
-        self.schedule, self.decay_vectors = schedule, decay_vectors
+        if not 0 < head_lr < float("inf"):
+            raise ConfigError(f"head_lr is {head_lr}", where="model.head_lr", fix="give more than 0, such as 10")
+        self.method, self.optimizer_of, self.decay_vectors, self.head_lr = method, optimizer, decay_vectors, head_lr
+        self.learning_rate = LearningRate(
+            warmup_epochs, warmup_lr, warmup_prefix, min_lr, schedule, annealing, annealing_power
+        )
         self.backbone_mode, self.train_parameters = backbone_mode, tuple(train_parameters)
         self.classes = None if classes is None else tuple(classes)
         self.num_classes = _count(self.classes, num_classes)
@@ -191,35 +191,31 @@ class PETLTask(pl.LightningModule, ABC):
     # -- optimizer and schedule ----------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimizer over what trains, with warm-up and cosine.
+        """The optimizer over what trains, with its warm-up and annealing.
 
         Raises:
             ConfigError: Nothing trains, or ``trainer.max_epochs`` is not set.
         """
-        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         epochs = self.trainer.max_epochs
         if self.weights is not None:
             fix = "resume training with --ckpt_path, or leave model.weights out"
             raise ConfigError("weights serve testing and prediction, not training", where="model.weights", fix=fix)
         if not epochs or epochs < 1:
-            raise ConfigError("the cosine needs a number of epochs", where="trainer.max_epochs", fix="set it above 0")
-        optimizer = self.optimizer_of(parameters if self.decay_vectors else _decay_of_matrices(parameters))
-        length = 1 if self.schedule == "epoch" else int(self.trainer.estimated_stepping_batches) // epochs
-        warmup = min(self.warmup_epochs, epochs)
-        scheduler = CosineLRScheduler(
-            optimizer,
-            t_initial=max(1, epochs - warmup if self.warmup_prefix else epochs) * length,
-            lr_min=self.min_lr,
-            warmup_t=warmup * length,
-            warmup_lr_init=self.warmup_lr,
-            warmup_prefix=self.warmup_prefix,
-        )
-        schedule = {"scheduler": scheduler, "interval": self.schedule}
+            raise ConfigError(
+                "the learning rate needs a number of epochs", where="trainer.max_epochs", fix="set it above 0"
+            )
+        head = self.backbone.get_submodule(self.head)
+        optimizer = optimize(self, head, self.optimizer_of, self.decay_vectors, self.head_lr)
+        by_step = self.learning_rate.schedule == "step"
+        steps = int(self.trainer.estimated_stepping_batches) // epochs if by_step else 1
+        scheduler = self.learning_rate.scheduler(optimizer, epochs, steps)
+        schedule = {"scheduler": scheduler, "interval": self.learning_rate.schedule}
         return cast(OptimizerLRScheduler, {"optimizer": optimizer, "lr_scheduler": schedule})
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Sets the learning rate of the coming epoch or step; timm's schedules are functions of its number."""
-        scheduler.step(epoch=self.global_step if self.schedule == "step" else self.current_epoch + 1)
+        by_step = self.learning_rate.schedule == "step"
+        scheduler.step(epoch=self.global_step if by_step else self.current_epoch + 1)
 
     # -- modes and frozenness ------------------------------------------------------------------------------------------
 
@@ -259,14 +255,6 @@ class PETLTask(pl.LightningModule, ABC):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another backbone, method or head, or with other tensors than this task trains."""
         checkpoints.check(checkpoint, self)
-
-
-def _decay_of_matrices(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
-    """Two groups of parameters: matrices, and vectors, which have no weight decay."""
-    matrices = [parameter for parameter in parameters if parameter.dim() > 1]
-    vectors = [parameter for parameter in parameters if parameter.dim() <= 1]
-    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
 
 
 def _count(classes: tuple[str, ...] | None, num_classes: int | None) -> int:

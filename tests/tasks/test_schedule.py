@@ -23,12 +23,14 @@ class Rates(pl.Callback):
 
     def __init__(self) -> None:
         self.seen: list[float] = []
+        self.last: list[float] = []
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+        self.last.append(trainer.optimizers[0].param_groups[-1]["lr"])
 
 
-def fit(folder: Path, **options: Any) -> tuple[list[float], ClassificationTask, pl.Trainer]:
+def run(folder: Path, **options: Any) -> tuple[Rates, ClassificationTask, pl.Trainer]:
     torch.manual_seed(0)
     task = ClassificationTask(
         backbone="vit_tiny_patch16_224",
@@ -44,6 +46,11 @@ def fit(folder: Path, **options: Any) -> tuple[list[float], ClassificationTask, 
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
     trainer = pl.Trainer(default_root_dir=folder, max_epochs=4, callbacks=[rates], enable_checkpointing=False, **quiet)
     trainer.fit(task, data)
+    return rates, task, trainer
+
+
+def fit(folder: Path, **options: Any) -> tuple[list[float], ClassificationTask, pl.Trainer]:
+    rates, task, trainer = run(folder, **options)
     return rates.seen, task, trainer
 
 
@@ -92,6 +99,53 @@ def test_weight_decay_leaves_vectors_out(tmp_path: Path) -> None:
 def test_weight_decay_acts_on_all_by_default(tmp_path: Path) -> None:
     _, _, trainer = fit(tmp_path)
     assert [group["weight_decay"] for group in trainer.optimizers[0].param_groups] == [0.1]
+
+
+def polynomial(step: int, top: float = 1e-2, power: float = 0.9) -> float:
+    """As mmcv's poly hook has it: ``(top - min_lr) * (1 - step / steps) ** power + min_lr``."""
+    return (top - 1e-4) * (1 - step / (4 * STEPS)) ** power + 1e-4
+
+
+def test_a_polynomial(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"warmup_epochs": 0, "min_lr": 1e-4, "schedule": "step", "annealing": "polynomial"}
+    seen, _, _ = fit(tmp_path, **options)
+    assert seen == pytest.approx([polynomial(step) for step in range(4 * STEPS)])
+    seen, _, _ = fit(tmp_path, **options, annealing_power=2.0)
+    assert seen == pytest.approx([polynomial(step, power=2.0) for step in range(4 * STEPS)])
+
+
+@pytest.mark.parametrize("decay_vectors", [True, False])
+def test_the_head_has_a_rate_of_its_own(decay_vectors: bool, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"warmup_epochs": 0, "min_lr": 1e-4, "schedule": "step", "annealing": "polynomial"}
+    rates, task, trainer = run(tmp_path, head_lr=10.0, decay_vectors=decay_vectors, **options)
+    assert rates.seen == pytest.approx([polynomial(step) for step in range(4 * STEPS)])
+    assert rates.last == pytest.approx([polynomial(step, top=0.1) for step in range(4 * STEPS)])
+    groups, head = trainer.optimizers[0].param_groups, set(task.backbone.head.parameters())
+    kinds = 1 if decay_vectors else 2
+    assert [group["initial_lr"] for group in groups] == [1e-2, 0.1] * kinds
+    assert [set(group["params"]) <= head for group in groups] == [False, True] * kinds
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.1, 0.0, 0.0][: 2 * kinds]
+    trained = [parameter for parameter in task.parameters() if parameter.requires_grad]
+    assert sorted(map(id, trained)) == sorted(id(parameter) for group in groups for parameter in group["params"])
+
+
+def test_a_fit_with_two_rates_goes_on(tmp_path: Path) -> None:
+    """The rates of a checkpoint's groups are not multiplied once more."""
+    _, _, trainer = run(tmp_path, head_lr=10.0, warmup_epochs=0)
+    trainer.save_checkpoint(tmp_path / "some.ckpt")
+    saved = torch.load(tmp_path / "some.ckpt", weights_only=True)["optimizer_states"][0]
+    assert [group["initial_lr"] for group in saved["param_groups"]] == [1e-2, 0.1]
+    _, task, _ = run(tmp_path, head_lr=10.0, warmup_epochs=0)
+    optimizer = task.optimizers(use_pl_optimizer=False)
+    optimizer.load_state_dict(saved)
+    task.learning_rate.scheduler(optimizer, 4, STEPS).step(epoch=0)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1e-2, 0.1])
+
+
+@pytest.mark.parametrize("options", [{"annealing": "linear"}, {"annealing_power": 0.0}, {"head_lr": 0.0}])
+def test_wrong_settings_are_refused(options: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"model\\.{next(iter(options))}"):
+        fit(tmp_path, **options)
 
 
 def test_an_unknown_schedule_is_refused(tmp_path: Path) -> None:
