@@ -106,7 +106,17 @@ def _one_line(error: BaseException) -> str:
         return lines[-1].partition(": ")[2] or lines[-1]
     kind = "" if isinstance(error, PETLError) else f"{type(error).__name__}: "
     fix = "" if isinstance(error, PETLError) else " - set LIGHTNING_PETL_DEBUG=1 for the traceback"
-    return f"{kind}{lines[0] if lines else type(error).__name__}{fix}"
+    return f"{kind}{lines[0] if lines else type(error).__name__}{_at(error)}{fix}"
+
+
+def _at(error: BaseException) -> str:
+    """The method whose code an error comes from, in brackets; an error of ours says itself what it is about."""
+    if isinstance(error, PETLError):
+        return ""
+    from lightning_petl.cli.blame import method_at
+
+    found = method_at(error)
+    return f" [{found}]" if found else ""
 
 
 def cause(error: BaseException) -> BaseException:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import files_by_hand as by_hand
@@ -112,6 +113,68 @@ def test_fit_with_a_method_that_cannot_be_used(
     assert last.startswith("lightning-petl: error: ")
     for text in told:
         assert text in last
+
+
+def failing(place: str, error: str) -> str:
+    """Source of a method that raises in one of its functions."""
+    source, lines = method("Bad"), f"raise {error}"
+    return {
+        "__init__": source.replace("super().__init__(targets=targets)", lines),
+        "build": source.replace("return BadAdapter(target)", lines),
+        "build, in the adapter": source.replace("super().__init__()\n", f"{lines}\n"),
+        "shared": source + f"\n    def shared(self, targets):\n        {lines}\n",
+        "trained": source + f"\n    def trained(self, model):\n        {lines}\n",
+    }[place]
+
+
+@pytest.mark.parametrize("place", ["__init__", "build", "build, in the adapter", "shared", "trained"])
+def test_an_error_in_a_methods_own_code_names_it(
+    place: str,
+    environment: Environment,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = failing(place, "ValueError('a rank of 4 is too much\\nfor this')")
+    environment.install("petl-bad", {"Bad": "petl_bad:Bad"}, {"petl_bad": source})
+    assert fit(tmp_path, "--model.method", "Bad") == 1
+    where = f"method Bad of petl-bad, {place.partition(',')[0]}"
+    told = f"ValueError: a rank of 4 is too much [{where}] - set LIGHTNING_PETL_DEBUG=1 for the traceback"
+    assert capsys.readouterr().err.splitlines()[-1] == f"lightning-petl: error: {told}"
+    monkeypatch.setenv("LIGHTNING_PETL_DEBUG", "1")
+    with pytest.raises(ValueError, match="a rank of 4 is too much") as caught:  # the parser wraps it, and chains it
+        fit(tmp_path, "--model.method", "Bad")
+    original = cli.cause(caught.value)
+    assert (type(original), str(original)) == (ValueError, "a rank of 4 is too much\nfor this")
+    assert "petl_bad.py" in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("place", ["__init__", "build"])
+def test_a_methods_own_checks_are_told_as_they_are(
+    place: str, environment: Environment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = "__import__('lightning_petl').ConfigError('rank is 0', where='rank', fix='give 1 or more')"
+    environment.install("petl-bad", {"Bad": "petl_bad:Bad"}, {"petl_bad": failing(place, error)})
+    assert fit(tmp_path, "--model.method", "Bad") == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "lightning-petl: error: rank is 0 [rank] - give 1 or more"
+
+
+def test_an_error_in_the_package_itself_names_no_method(
+    environment: Environment, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even where its functions take a method."""
+
+    def broken(*_: object) -> None:
+        raise ValueError("no fault of the method")
+
+    environment.install("petl-good", {"Good": "petl_good:Good"}, {"petl_good": method("Good")})
+    monkeypatch.setattr("lightning_petl.injection.isinstance", broken, raising=False)
+    assert fit(tmp_path, "--model.method", "Good") == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert (
+        last
+        == "lightning-petl: error: ValueError: no fault of the method - set LIGHTNING_PETL_DEBUG=1 for the traceback"
+    )
 
 
 def test_each_of_two_with_one_name_is_selected(environment: Environment, capsys: pytest.CaptureFixture[str]) -> None:
