@@ -101,9 +101,30 @@ def scan_classes(tree: Path, classes: Sequence[str], field: str, kind: FileKind 
     return samples
 
 
-def scan_images(folder: Path, field: str) -> list[Sample]:
-    """Lists all images below a folder, see `scan_files`."""
-    return scan_files(folder, field, IMAGES)
+class Unlabelled(NamedTuple):
+    """Files without labels, and the folder that their names are relative to."""
+
+    samples: list[Sample]
+    root: Path
+
+
+def to_predict(place: Path, kind: FileKind = IMAGES) -> Unlabelled:
+    """What ``data.predict`` asks for: all files of a kind below a folder, see `scan_files`, or one file.
+
+    Raises:
+        DataError: It is neither, or there is no such file below the folder.
+    """
+    field = "data.predict"
+    if place.is_dir():
+        return Unlabelled(scan_files(place, field, kind), place)
+    one = f"{'an' if kind.noun[0] in 'aeiou' else 'a'} {kind.noun}"
+    fix = f"give a folder, or one {kind.noun}, which ends in {', '.join(sorted(kind.extensions))}"
+    if not place.exists():
+        raise DataError(f"{place} does not exist", where=field, fix=fix)
+    if place.suffix.lower() not in kind.extensions:
+        fix += "; no list of files is taken: data modules that read lists take one as data.test_list"
+        raise DataError(f"{place} is neither a folder nor {one} by its name", where=field, fix=fix)
+    return Unlabelled([Sample(str(place), -1)], place.parent)
 
 
 def scan_files(folder: Path, field: str, kind: FileKind) -> list[Sample]:

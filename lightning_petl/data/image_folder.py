@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Unpack
 
-from lightning_petl.data.folder_tree import class_names, require_same_classes, scan_classes, scan_images
+from lightning_petl.data.folder_tree import class_names, require_same_classes, scan_classes, to_predict
 from lightning_petl.data.image_module import ImageDataModule, ImageOptions
 from lightning_petl.data.images import DEFAULT_LIMITS, ImageLimits
 from lightning_petl.data.sources import FileSource
@@ -22,7 +22,8 @@ class ImageFolderData(ImageDataModule):
         train: Folder of the training split below ``root``, or null.
         val: Folder of the validation split, or null if there is none.
         test: Folder of the test split, or null.
-        predict: Folder of images to predict, any tree without class folders; null predicts the test split.
+        predict: Folder of images to predict, any tree without class folders, or one image, below ``root`` unless
+            absolute; null predicts the test split.
         limits: Image sizes to refuse before decoding.
         **options: See `ImageOptions`.
 
@@ -52,8 +53,7 @@ class ImageFolderData(ImageDataModule):
             for split, tree in trees.items()
         }
         if predict is not None:
-            folder = base / predict
-            self._sources["predict"] = FileSource("predict", scan_images(folder, "data.predict"), folder, limits)
+            self._sources["predict"] = FileSource("predict", *to_predict(base / predict), limits)
         elif "test" in self._sources:
             self._sources["predict"] = self._sources["test"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Unpack
 
-from lightning_petl.data.folder_tree import require_folder, scan_images
+from lightning_petl.data.folder_tree import require_folder, to_predict
 from lightning_petl.data.image_module import ImageDataModule, ImageOptions
 from lightning_petl.data.images import DEFAULT_LIMITS, ImageLimits
 from lightning_petl.data.list_file import checked_classes, declared_classes, read_list, require_disjoint
@@ -26,7 +26,8 @@ class ImageListData(ImageDataModule):
         num_classes: Number of classes; null takes it from ``class_names``, else from the training labels, which then
             have no gaps.
         allow_outside_root: Accept paths that lead out of ``root``, by ``..``, as absolute paths or through links.
-        predict: Folder of images to predict, relative to ``root``; null predicts the test split.
+        predict: Folder of images to predict, any tree, or one image, relative to ``root`` unless absolute; null
+            predicts the test split.
         limits: Image sizes to refuse before decoding.
         **options: See `ImageOptions`.
 
@@ -70,8 +71,7 @@ class ImageListData(ImageDataModule):
         assert declared is not None  # the training list, which always comes first, settles it
         self._classes = declared
         if predict is not None:
-            folder = base / predict
-            self._sources["predict"] = FileSource("predict", scan_images(folder, "data.predict"), folder, limits)
+            self._sources["predict"] = FileSource("predict", *to_predict(base / predict), limits)
         elif "test" in self._sources:
             self._sources["predict"] = self._sources["test"]
 

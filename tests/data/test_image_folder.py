@@ -167,6 +167,28 @@ def test_prediction_of_any_tree(tree: Path, config: InputConfig) -> None:
     assert indices.tolist() == [0, 1]
 
 
+def test_prediction_of_one_image(tree: Path, config: InputConfig) -> None:
+    (tree / "new/sub").mkdir(parents=True)
+    photo(1).save(tree / "new/sub/b.PNG", "PNG")
+    photo(2).save(tree / "new/sub/z.png")
+    for given in ("new/sub/b.PNG", str(tree / "new/sub/b.PNG")):
+        data = ImageFolderData(str(tree), predict=given, image_size=8)
+        data.input_config = config
+        assert data.predict_names == ("b.PNG",)
+        [(images, indices)] = data.predict_dataloader()
+        assert images.shape == (1, 3, 8, 8)
+        assert indices.tolist() == [0]
+
+
+@pytest.mark.parametrize("name", ["new.txt", "new.csv", "new", "video.mp4"])
+def test_prediction_of_other_files(tree: Path, name: str) -> None:
+    (tree / name).write_text("train/bee/0.png\n")
+    told = r"is neither a folder nor an image by its name \[data.predict\] - .*one image.*\.png.*no list of files"
+    with pytest.raises(DataError, match=rf"^{tree / name} {told}") as caught:
+        ImageFolderData(str(tree), predict=name)
+    assert "\n" not in str(caught.value)
+
+
 def test_prediction_without_images_or_folder(tree: Path) -> None:
     with pytest.raises(DataError, match=r"does not exist \[data.predict\]"):
         ImageFolderData(str(tree), predict="new")

@@ -182,6 +182,14 @@ def test_absent_split_names_its_option(listed: Path) -> None:
         data.setup("predict")
 
 
+def test_prediction_of_one_image_but_of_no_list(listed: Path) -> None:
+    options = {"image_size": 8, "normalization": "imagenet"}
+    data = ImageListData(str(listed), "train.txt", predict="a.png", **options)  # type: ignore[arg-type]
+    assert data.predict_names == ("a.png",)
+    with pytest.raises(DataError, match=r"train.txt is neither .*\[data.predict\] - .*data.test_list"):
+        ImageListData(str(listed), "train.txt", predict="train.txt", **options)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_broken_image_names_file_index_and_line(listed: Path, workers: int) -> None:
     (listed / "c.png").write_bytes((listed / "c.png").read_bytes()[:200])

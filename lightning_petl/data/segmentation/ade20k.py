@@ -32,7 +32,8 @@ class ADE20KData(SegmentationDataModule):
         ignore_index: A second id in the masks of pixels without a class; null if there is none.
         palette: A colour ``[red, green, blue]`` for each class, for outputs; null takes ADE20K's, or for other classes
             Pascal VOC's.
-        predict: Folder of images to predict, below ``root``, any tree; null predicts the images of the test split.
+        predict: Folder of images to predict, any tree, or one image, below ``root`` unless absolute; null predicts
+            the images of the test split.
         limits: Sizes of images and masks to refuse before decoding.
         **options: See `SegmentationOptions`.
 
@@ -67,5 +68,5 @@ class ADE20KData(SegmentationDataModule):
             for split, name in (("train", train), ("val", val), ("test", test))
             if name is not None
         }
-        folder = None if predict is None else base / predict
-        self.fill(classes, colors, sources_of(pairs, base, rule, limits, folder))
+        place = None if predict is None else base / predict
+        self.fill(classes, colors, sources_of(pairs, base, rule, limits, place))

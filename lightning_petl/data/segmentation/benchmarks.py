@@ -43,7 +43,8 @@ class PascalVOCData(SegmentationDataModule):
         val: The list of the validation split, or null.
         test: The list of the test split, or null: "val" by default, for the masks of 2012's test split are not
             published; of 2007, "test" is.
-        predict: Folder of images to predict, below ``root``, any tree; null predicts the images of the test split.
+        predict: Folder of images to predict, any tree, or one image, below ``root`` unless absolute; null predicts
+            the images of the test split.
         limits: Sizes of images and masks to refuse before decoding.
         **options: See `SegmentationOptions`.
 
@@ -71,8 +72,8 @@ class PascalVOCData(SegmentationDataModule):
             for split, name in (("train", train), ("val", val), ("test", test))
             if name is not None
         }
-        folder = None if predict is None else base / predict
-        sources = sources_of(pairs, base, MaskRule(len(VOC_CLASSES)), limits, folder)
+        place = None if predict is None else base / predict
+        sources = sources_of(pairs, base, MaskRule(len(VOC_CLASSES)), limits, place)
         self.fill(VOC_CLASSES, voc_palette(len(VOC_CLASSES)), sources)
 
 
@@ -86,8 +87,8 @@ class CityscapesData(SegmentationDataModule):
         train: The training split, "train", or null.
         val: The validation split, "val", or null.
         test: The test split, or null: "val" by default, for the masks of Cityscapes' test split are not published.
-        predict: Folder of images to predict below ``root``, any tree, such as ``leftImg8bit/test``; null predicts the
-            images of the test split.
+        predict: Folder of images to predict, any tree, such as ``leftImg8bit/test``, or one image, below ``root``
+            unless absolute; null predicts the images of the test split.
         limits: Sizes of images and masks to refuse before decoding.
         **options: See `SegmentationOptions`.
 
@@ -116,9 +117,9 @@ class CityscapesData(SegmentationDataModule):
         }
         ids = {c.id: c.train_id if not c.ignore_in_eval else IGNORED for c in Cityscapes.classes if c.id >= 0}
         rule = MaskRule(len(CITYSCAPES_CLASSES), ids=ids)
-        folder = None if predict is None else base / predict
+        place = None if predict is None else base / predict
         colors = np.array([c.color for c in _EVALUATED], dtype=np.uint8)
-        self.fill(CITYSCAPES_CLASSES, colors, sources_of(pairs, base, rule, limits, folder))
+        self.fill(CITYSCAPES_CLASSES, colors, sources_of(pairs, base, rule, limits, place))
 
 
 def _voc_pairs(root: Path, year: str, name: str, option: str) -> list[Pair]:

@@ -34,7 +34,8 @@ class SegmentationFolderData(SegmentationDataModule):
         color_map: Id of each colour ``"#rrggbb"`` of masks in RGB; null refuses such masks.
         mask_suffix: What follows the image's name in the mask's: ``_mask`` pairs ``1.jpg`` with ``1_mask.png``.
         palette: A colour ``[red, green, blue]`` for each class, for outputs; null takes Pascal VOC's.
-        predict: Folder of images to predict, any tree; null predicts the images of the test split.
+        predict: Folder of images to predict, any tree, or one image, below ``root`` unless absolute; null predicts
+            the images of the test split.
         limits: Sizes of images and masks to refuse before decoding.
         **options: See `SegmentationOptions`.
 
@@ -71,17 +72,17 @@ class SegmentationFolderData(SegmentationDataModule):
             for split, folders in (("train", train), ("val", val), ("test", test))
             if folders is not None
         }
-        folder = None if predict is None else base / predict
-        self.fill(classes, colors, sources_of(pairs, base, rule, limits, folder))
+        place = None if predict is None else base / predict
+        self.fill(classes, colors, sources_of(pairs, base, rule, limits, place))
 
 
 def sources_of(
     pairs: Mapping[str, Sequence[Pair]], root: Path, rule: MaskRule, limits: ImageLimits, predict: Path | None
 ) -> dict[str, PairSource]:
-    """The sources of the splits, and of prediction: the images of a folder, or those of the test split.
+    """The sources of the splits, and of prediction: the images of a folder, one image, or those of the test split.
 
     Raises:
-        DataError: There is no split, the folder is missing or empty, or training shares images with another split.
+        DataError: There is no split, there is no image to predict, or training shares images with another split.
     """
     if not pairs:
         raise DataError("no split has a folder", where="data.train", fix="set data.train, data.val or data.test")
@@ -89,7 +90,7 @@ def sources_of(
         require_apart(pairs["train"], pairs[split], f"data.{split}")
     sources = {split: PairSource(split, found, root, rule, limits) for split, found in pairs.items()}
     if predict is not None:
-        sources["predict"] = PairSource("predict", without_masks(predict, "data.predict"), predict, rule, limits)
+        sources["predict"] = PairSource("predict", *without_masks(predict), rule, limits)
     elif "test" in sources:
         sources["predict"] = sources["test"]
     return sources

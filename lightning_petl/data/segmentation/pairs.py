@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from lightning_petl.data.folder_tree import IMAGES, FileKind, scan_files, scan_images
+from lightning_petl.data.folder_tree import IMAGES, FileKind, scan_files, to_predict
 from lightning_petl.data.images import DEFAULT_LIMITS, EXTENSIONS, ImageLimits, decode
 from lightning_petl.data.notices import listed
 from lightning_petl.data.segmentation.masks import MaskRule, read_mask
@@ -139,13 +139,14 @@ def match(images: Path, masks: Path, option: str, suffix: str = "") -> list[Pair
     return [Pair(path, drawn[stem]) for stem, path in found.items()]
 
 
-def without_masks(folder: Path, option: str) -> list[Pair]:
-    """The images below a folder, to predict.
+def without_masks(place: Path) -> tuple[list[Pair], Path]:
+    """The images to predict, of a folder or one alone, and the folder that their names are relative to.
 
     Raises:
-        DataError: There is no such folder or no image below it.
+        DataError: See `to_predict`.
     """
-    return [Pair(sample.path, None) for sample in scan_images(folder, option)]
+    samples, root = to_predict(place)
+    return [Pair(sample.path, None) for sample in samples], root
 
 
 def _by_stem(folder: Path, suffix: str, option: str, kind: FileKind) -> dict[str, str]:

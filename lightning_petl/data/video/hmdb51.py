@@ -30,7 +30,8 @@ class HMDB51Data(VideoDataModule):
         splits: Folder of the lists.
         val_on_test: Validate on the test split, as the published recipes do: the best epoch is then chosen by the
             samples that are scored.
-        predict: Folder of videos to predict, any tree; null predicts the test split.
+        predict: Folder of videos to predict, any tree, or one video, below ``root`` unless absolute; null predicts the
+            test split.
         **options: See `VideoOptions`.
 
     Raises:

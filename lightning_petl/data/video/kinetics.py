@@ -36,7 +36,8 @@ class KineticsData(VideoDataModule):
         train_csv: List of the training split, or null for class folders in all splits.
         val_csv: List of the validation split; needed beside ``train_csv``.
         test_csv: List of the test split; needed beside ``train_csv``.
-        predict: Folder of videos to predict, any tree; null predicts the test split.
+        predict: Folder of videos to predict, any tree, or one video, below ``root`` unless absolute; null predicts the
+            test split.
         **options: See `VideoOptions`.
 
     Raises:

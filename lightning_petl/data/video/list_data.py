@@ -23,7 +23,8 @@ class VideoListData(VideoDataModule):
         num_classes: Number of classes; null takes it from ``class_names``, else from the training labels, which then
             have no gaps.
         allow_outside_root: Accept paths that lead out of ``root``, by ``..``, as absolute paths or through links.
-        predict: Folder of videos to predict, relative to ``root``; null predicts the test split.
+        predict: Folder of videos to predict, any tree, or one video, relative to ``root`` unless absolute; null
+            predicts the test split.
         **options: See `VideoOptions`.
 
     Raises:

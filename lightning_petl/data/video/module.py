@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lightning_petl.adapter import JSON
-from lightning_petl.data.folder_tree import scan_files
+from lightning_petl.data.folder_tree import to_predict
 from lightning_petl.data.input_choice import InputChoice
 from lightning_petl.data.input_config import InputConfig
 from lightning_petl.data.module import PETLDataModule
@@ -173,13 +173,13 @@ class VideoDataModule(PETLDataModule):
         Args:
             splits: By the names "train", "val" and "test". A split without labels (-1) is for prediction only.
             classes: Names of the classes.
-            predict: Folder of videos to predict, any tree; None predicts the test split.
+            predict: Folder of videos to predict, any tree, or one video; None predicts the test split.
 
         Raises:
-            DataError: The folder is missing or empty; or see `lightning_petl.data.video.splits.check`.
+            DataError: There is no video to predict; or see `lightning_petl.data.video.splits.check`.
         """
         if predict is not None:
-            splits = {**splits, "predict": Split(scan_files(predict, "data.predict", VIDEOS), predict)}
+            splits = {**splits, "predict": Split(*to_predict(predict, VIDEOS))}
         self._dropped = check(splits, classes, self.missing)
         self._classes = tuple(classes)
         sources = {

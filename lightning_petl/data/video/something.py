@@ -36,7 +36,8 @@ class SomethingSomethingV2Data(VideoDataModule):
         labels: Number of each sentence.
         test_answers: ``id;sentence`` a line for the test list, or null where the list has templates or none are known.
         videos: Folder of all videos.
-        predict: Folder of videos to predict, any tree; null predicts the test split.
+        predict: Folder of videos to predict, any tree, or one video, below ``root`` unless absolute; null predicts the
+            test split.
         **options: See `VideoOptions`.
 
     Raises:

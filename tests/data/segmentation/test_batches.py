@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_petl.data import ADE20KData, InputConfig, SegmentationFolderData
 from lightning_petl.data.samplers import EpochSampler
-from lightning_petl.errors import ConfigError
+from lightning_petl.errors import ConfigError, DataError
 
 BACKBONE = InputConfig((0.4, 0.5, 0.6), (0.1, 0.2, 0.3), (16, 16), "bicubic", 0.9)
 
@@ -66,6 +66,20 @@ def test_prediction_needs_no_masks(tmp_path: Path) -> None:
     assert [tuple(image.shape) for image in images] == [(3, 26, 16), (3, 16, 24)]
     assert indices.tolist() == [0, 1]
     assert sizes == [(40, 25), (20, 30)]
+
+
+def test_prediction_of_one_image(tmp_path: Path) -> None:
+    root = scenery.ade20k(tmp_path)
+    scenery.picture(root / "new/b.jpg", (20, 30))
+    scenery.picture(root / "new/c.jpg", (20, 30))
+    data = ade(root, predict="new/b.jpg")
+    assert data.predict_names == ("b.jpg",)
+    [(images, indices, sizes)] = list(data.predict_dataloader())
+    assert [tuple(image.shape) for image in images] == [(3, 16, 24)]
+    assert (indices.tolist(), sizes) == ([0], [(20, 30)])
+    (root / "new/list.txt").write_text("b.jpg\n")
+    with pytest.raises(DataError, match=r"list.txt is neither a folder nor an image by its name \[data.predict\]"):
+        ade(root, predict="new/list.txt")
 
 
 @pytest.mark.parametrize("loader", ["train_dataloader", "val_dataloader", "predict_dataloader"])

@@ -394,3 +394,18 @@ def test_videos_to_predict_need_no_labels(listed: Path) -> None:
     data = VideoListData(str(listed), "train.txt", predict="clips", image_size=32, normalization="imagenet")
     assert len(data.predict_names) == 17
     data.setup("predict")
+
+
+def test_one_video_to_predict(listed: Path) -> None:
+    options = {"image_size": 32, "normalization": "imagenet", "frames": 2, "rate": 1}
+    data = of_lists(listed, predict="clips/test 2.webm", **options)
+    assert data.predict_names == ("test 2.webm",)
+    [(clips, indices)] = data.predict_dataloader()
+    assert clips.shape == (1, 1, 2, 3, 32, 32)
+    assert indices.tolist() == [0]
+    for name in ("train.txt", "clips/picture.png"):
+        (listed / name).touch()
+        with pytest.raises(DataError, match=r"is neither a folder nor a video by its name \[data.predict\] - .*\.mp4"):
+            of_lists(listed, predict=name)
+    with pytest.raises(DataError, match=r"nowhere does not exist \[data.predict\]"):
+        of_lists(listed, predict="nowhere")
