@@ -20,6 +20,7 @@ from lightning_petl.errors import AdapterFileError, BackboneMismatch, ConfigErro
 from lightning_petl.injection import SHARED, eject, inject, injection_of, refuse_adapted, trainable
 from lightning_petl.layers import OutputLayer
 from lightning_petl.plugins import method_named, name_of
+from lightning_petl.structure import structure, unlike
 from lightning_petl.tensorfile import Header, tensor_digest
 from lightning_petl.wrappers import adapted_layers
 
@@ -49,6 +50,13 @@ def plain_name(name: str, adapted: Container[str]) -> str | None:
         if path in adapted:
             return ".".join([path, *parts[end + 1 :]]) if parts[end] == "base" else None
     return name
+
+
+def plain_structure(model: nn.Module) -> dict[str, JSON]:
+    """The `structure` of the plain backbone, without what a method added."""
+    adapted = adapted_layers(model)
+    named = model.named_modules()
+    return structure(module for path, module in named if plain_name(f"{path}.", adapted) is not None)
 
 
 def tensor_digests(model: nn.Module, leave_out: Iterable[str] = ()) -> dict[str, str]:
@@ -94,7 +102,12 @@ def save_adapter(
     header: Header = {
         "format": FORMAT,
         "method": _method_header(record.method),
-        "backbone": {**_backbone_header(model), **dict(backbone or {}), "fingerprint": fingerprint(left)},
+        "backbone": {
+            **_backbone_header(model),
+            **dict(backbone or {}),
+            "fingerprint": fingerprint(left),
+            "structure": plain_structure(model),
+        },
         "layers": [target.path for target in record.targets],
         "extra": sorted(extras),
         "task": dict(task or {}),
@@ -209,6 +222,7 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     method = build_method(header, str(path))
     _check_extras(model, header, extras, str(path))
     _check_fingerprint(model, header, extras, str(path))
+    _check_structure(model, header, str(path))
     _inject(model, method, str(path))
     try:
         _load(
@@ -300,6 +314,18 @@ def _check_fingerprint(model: nn.Module, header: Header, extras: Iterable[str], 
         )
 
 
+def _check_structure(model: nn.Module, header: Header, path: str) -> None:
+    """Refuses a backbone with the tensors of the file's, and other numbers that it computes with."""
+    record = header.get("backbone")
+    recorded = record.get("structure") if isinstance(record, dict) else None
+    for name, (theirs, mine) in unlike(recorded if isinstance(recorded, dict) else {}, plain_structure(model)).items():
+        raise BackboneMismatch(
+            f"{name} in this backbone is {mine}, and {theirs} in the one of the file",
+            where=f"{path}: backbone.structure.{name}",
+            fix="build it with the arguments that it had",
+        )
+
+
 def _load(model: nn.Module, header: Header, tensors: Mapping[str, Tensor], path: str) -> None:
     """Loads adapters into an injected model, once names, shapes and dtypes are known to agree in both directions."""
     layers = adapted_layers(model)
@@ -350,6 +376,7 @@ def load_merged(model: nn.Module, path: str | os.PathLike[str]) -> Header:
 
     Raises:
         AdapterFileError: The file is damaged, is no merged file, or does not fit the model, which is left as it was.
+        BackboneMismatch: The model has the file's tensors, but another structure, such as another number of heads.
     """
     header, tensors = tensorfile.read(path)
     if header["format"] != MERGED_FORMAT:
@@ -362,6 +389,7 @@ def load_merged(model: nn.Module, path: str | os.PathLike[str]) -> Header:
         raise AdapterFileError(f"its tensors are not this backbone's: {wrong[0]} first", where=f"{path}: {wrong[0]}")
     for name, tensor in expected.items():
         _check_like(name, tensors[name], tensor, str(path))
+    _check_structure(model, header, str(path))
     for name, layer in created.items():
         layer.bias = nn.Parameter(torch.zeros_like(tensors[name], device=layer.weight.device))
     model.load_state_dict(tensors, strict=True)

@@ -24,6 +24,7 @@ RANK = {
     "tensorfile": 3,
     "plugins": 3,
     "probe": 3,
+    "structure": 3,
     "targets": 3,
     "wrappers": 3,
     "calls": 4,

@@ -35,7 +35,8 @@ def check_record(found: Mapping[str, Any], mine: Mapping[str, Any], what: str, w
     Raises:
         ConfigError: They differ; the text names the setting and where it is set.
     """
-    theirs = {"kind": "images"} | {key: value for key, value in found.items() if key != "fingerprint"}
+    of_weights = ("fingerprint", "structure")
+    theirs = {"kind": "images"} | {key: value for key, value in found.items() if key not in of_weights}
     if not isinstance(found.get("arguments"), Mapping):
         theirs = dict(mine) | {key: theirs[key] for key in ("kind", "name") if key in theirs}
     for setting, (recorded, wanted) in differences(theirs, mine).items():

@@ -27,7 +27,7 @@ SAME = {
     "dropout of a head": (
         Segmenter(NAME, num_classes=5, dropout=0.1).record(), Segmenter(NAME, num_classes=5, dropout=0.0).record(),
     ),
-    "a fingerprint": (images() | {"fingerprint": "0" * 64}, images()),
+    "a fingerprint": (images() | {"fingerprint": "0" * 64, "structure": {"num_heads": [3]}}, images()),
     "written without a kind": ({"name": NAME, "arguments": {"num_classes": 5}}, images()),
     "written without the number of classes": ({"name": NAME, "arguments": {"depth": 2}}, images(depth=2)),
 }  # fmt: skip
