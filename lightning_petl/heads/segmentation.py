@@ -208,7 +208,7 @@ class MultiLevel(nn.Module):
 class UPerNet(nn.Module):
     """UPerNet's head, of transformers; maps of one scale are first resized to 4, 2, 1 and 1/2 of it.
 
-    Its pooling to a single place needs at least two images in a training batch, for BatchNorm.
+    Its pooling to a single place needs at least two images in a training batch, for BatchNorm; the tasks see to it.
     """
 
     scales = (4.0, 2.0, 1.0, 0.5)

@@ -132,6 +132,10 @@ class SegmentationTask(PETLTask):
         exact = scores.to(torch.promote_types(scores.dtype, torch.float32))
         return self.architecture.on_pixels(self.backbone, exact, size)
 
+    def run_in_training(self, inputs: Tensor) -> object:
+        """The head, and the auxiliary heads."""
+        return self.architecture.run_all(self.backbone, inputs)
+
     def inputs_of(self, batch: Any) -> Tensor:
         """One window of each image of a batch, ``(batch, 3, height, width)``, of the size that windows have."""
         size = self.inference.window or self.input_config.image_size

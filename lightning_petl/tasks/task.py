@@ -23,6 +23,7 @@ from lightning_petl.tasks import checkpoint as checkpoints
 from lightning_petl.tasks import recorded
 from lightning_petl.tasks.further import train_further
 from lightning_petl.tasks.optimization import Annealing, LearningRate, Schedule, adamw, optimize
+from lightning_petl.tasks.single_samples import refuse_single
 
 BackboneMode = Literal["train", "eval", "bn_eval"]
 
@@ -167,6 +168,10 @@ class PETLTask(pl.LightningModule, ABC):
         """What `forward` gets of an evaluation batch; the batch's first part here."""
         return cast(Tensor, batch[0])
 
+    def run_in_training(self, inputs: Tensor) -> object:
+        """Runs all of the model that a training step runs of inputs."""
+        return self(inputs)
+
     @abstractmethod
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of one batch, a scalar."""
@@ -230,6 +235,17 @@ class PETLTask(pl.LightningModule, ABC):
             elif isinstance(module, nn.modules.batchnorm._NormBase) and self.backbone_mode == "bn_eval":
                 module.eval()
         self._frozen = self._frozen_digests()
+        self._batches_checked = False
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Looks, before the first step, whether a batch of one sample comes that a BatchNorm cannot take.
+
+        Raises:
+            ConfigError: It does.
+        """
+        if not self._batches_checked:
+            self._batches_checked = True
+            refuse_single(self.trainer, self.backbone, self.run_in_training, batch)
 
     def on_fit_end(self) -> None:
         """Compares the frozen tensors with those at the start.
