@@ -21,14 +21,24 @@ def seeded(*key: int) -> Iterator[None]:
 
     torch.manual_seed would not do: it also seeds the accelerators, whose generators the model's dropout reads.
     """
-    states = torch.default_generator.get_state(), np.random.get_state(), random.getstate()
+    states = np.random.get_state(), random.getstate()
     seed = mixed(*key)
-    torch.default_generator.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
     try:
+        with torch_seeded(*key):
+            yield
+    finally:
+        np.random.set_state(states[0])
+        random.setstate(states[1])
+
+
+@contextmanager
+def torch_seeded(*key: int) -> Iterator[None]:
+    """As `seeded`, for torch alone: in a tenth of the time, which counts for samples of some milliseconds."""
+    state = torch.default_generator.get_state()
+    torch.default_generator.manual_seed(mixed(*key))
+    try:
         yield
     finally:
-        torch.default_generator.set_state(states[0])
-        np.random.set_state(states[1])
-        random.setstate(states[2])
+        torch.default_generator.set_state(state)

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_petl.data.loading import Batch, Finished, empty_pixels
-from lightning_petl.data.randomness import seeded
+from lightning_petl.data.loading import Batch, Finished, stacked
+from lightning_petl.data.randomness import torch_seeded
 from lightning_petl.data.samplers import Draw
 from lightning_petl.data.sources import Sample, Samples
 from lightning_petl.data.video.decoding import Decoding
@@ -142,26 +142,24 @@ class Clips(Dataset[tuple[Tensor, int]], Finished):
         """
         return self.transform.normalize(self.cut(draw)), self.targets[_index(draw)]
 
-    def __getitems__(self, draws: Sequence[int | Draw]) -> Batch | DataError:
+    def __getitems__(self, draws: Sequence[int | Draw]) -> tuple[Tensor, list[int]] | DataError:
         """Reads a batch for a `Loader`, ``(B, ..., H, W, 3)`` uint8; the loader raises the error that this returns.
 
         A worker's exception would reach the user as forty lines around the one that names the file.
         """
-        pixels: Tensor | None = None
         try:
-            for place, draw in enumerate(draws):
-                frames = self.cut(draw).movedim(-3, -1)  # as they lie in memory
-                pixels = empty_pixels((len(draws), *frames.shape)) if pixels is None else pixels
-                pixels[place] = frames
+            # The channels go last, as they lie in memory.
+            pixels = stacked(self.cut(draw).movedim(-3, -1) for draw in draws)
         except DataError as error:
             return error
-        assert pixels is not None  # a loader asks for one sample at least
-        return pixels, torch.tensor([self.targets[_index(draw)] for draw in draws])
+        return pixels, [self.targets[_index(draw)] for draw in draws]
 
-    def finish(self, batch: Batch) -> Batch:
+    def finish(self, batch: tuple[Tensor, list[int]]) -> Batch:
         """Normalises a batch of `__getitems__`: ``(B, ..., 3, H, W)`` float32, in pinned memory if there is a GPU."""
         pixels, numbers = batch
-        return self.transform.normalize(pixels.movedim(-1, -3), torch.cuda.is_available()), numbers
+        pinned = torch.cuda.is_available()
+        clips = self.transform.normalize(pixels.movedim(-1, -3), pinned)
+        return clips, torch.tensor(numbers, pin_memory=pinned)
 
 
 class TrainClips(Clips):
@@ -182,8 +180,9 @@ class TrainClips(Clips):
         """Reads one clip; a plain index is a draw in epoch 0."""
         epoch, index = draw if isinstance(draw, Draw) else (0, draw)
         frames = self.source.clips(index, lambda times: [self.sampling.train(times, self.seed, epoch, index)])[0]
-        # Not the worker's own stream: a sample then looks the same for any number of workers, and after a resume.
-        with seeded(self.seed, epoch, index):
+        # Not the worker's own stream: a sample then looks the same for any number of workers, and after a resume. Crop
+        # and flip draw from torch, and RandAugment's draws follow from one of those.
+        with torch_seeded(self.seed, epoch, index):
             return self.transform.cut(frames)
 
 

@@ -3,7 +3,7 @@
 Frames stay 8-bit until they have their size, and are resized with antialiasing. Both ways end as images do: pixels in
 0 to 1, minus the mean, divided by the standard deviation.
 
-- Training: a random resized crop, a flip, RandAugment (timm's, on the cropped frames as timm does it on images).
+- Training: a random crop, a flip, resizing, RandAugment (timm's, on the cropped frames as timm does it on images).
 - Evaluation: the shorter side to ``short_side``, then one centre crop, or three along the longer side: first, centre,
   last. ``v = temporal view * crops + crop`` is the order of the views.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -82,8 +83,13 @@ class ClipTransform:
 
     def normalize(self, frames: Tensor, pinned: bool = False) -> Tensor:
         """The normalised pixels of frames that `cut` made, float32 of the same shape."""
-        out = torch.empty(frames.shape, pin_memory=pinned)
-        return out.copy_(frames).mul_(self._scale).add_(self._shift)
+        if pinned:
+            out = torch.empty(frames.shape, pin_memory=True)
+        else:  # NumPy asks the kernel for large pages, and torch does not: most of the time went into small ones
+            out = torch.from_numpy(np.empty(frames.shape, np.float32))
+        for row, sample in zip(out, frames, strict=True):  # what the next operation reads is still in the cache
+            row.copy_(sample).mul_(self._scale).add_(self._shift)
+        return out
 
     def __call__(self, frames: Tensor) -> Tensor:
         """Both steps."""
@@ -105,11 +111,11 @@ def train_transform(config: InputConfig, short_side: int, augmentation: Augmenta
     if augmentation.crop_scale is None:
         steps += [_ShortSide(config, short_side), v2.CenterCrop(config.image_size)]
     else:
-        scale, ratio = augmentation.crop_scale, augmentation.crop_ratio
-        crop = v2.RandomResizedCrop(config.image_size, scale, ratio, interpolation=_filter(config), antialias=True)
-        steps.append(crop)
+        steps.append(_RandomPart(augmentation.crop_scale, augmentation.crop_ratio))
     if augmentation.horizontal_flip:
-        steps.append(v2.RandomHorizontalFlip())
+        steps.append(_RandomFlip())
+    if augmentation.crop_scale is not None:  # last: to resize a part copies it, and so does a flip
+        steps.append(_Resize(config))
     if augmentation.rand_augment is not None:
         steps.append(_RandAugment(augmentation.rand_augment, config))
     return ClipTransform(steps, config)
@@ -139,6 +145,38 @@ def _filter(config: InputConfig) -> v2.InterpolationMode:
             fix=f"videos are resized by {', '.join(FILTERS)}",
         )
     return v2.InterpolationMode(config.interpolation)
+
+
+class _RandomPart(nn.Module):
+    """A part of frames ``(..., h, w)``, a view; area and shape are drawn as torchvision's RandomResizedCrop draws."""
+
+    def __init__(self, scale: tuple[float, float], ratio: tuple[float, float]) -> None:
+        super().__init__()
+        self.draw = v2.RandomResizedCrop(1, scale, ratio).make_params
+
+    def forward(self, frames: Tensor) -> Tensor:
+        part = self.draw([frames])
+        top, left = part["top"], part["left"]
+        return frames[..., top : top + part["height"], left : left + part["width"]]
+
+
+class _RandomFlip(nn.Module):
+    """Half of the time, left and right of frames ``(..., h, w)`` change places."""
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return frames.flip(-1) if torch.rand(1) < 0.5 else frames
+
+
+class _Resize(nn.Module):
+    """Resizes frames ``(..., 3, h, w)`` to the input, with antialiasing."""
+
+    def __init__(self, config: InputConfig) -> None:
+        super().__init__()
+        self.size, self.filter = config.image_size, _filter(config)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        resized: Tensor = v2.functional.resize(frames, self.size, self.filter, antialias=True)
+        return resized
 
 
 class _ShortSide(nn.Module):

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torchvision.transforms import v2
 
 from lightning_petl.data import DataWarning, InputConfig, VideoListData
 from lightning_petl.data.loading import Loader
@@ -212,6 +213,21 @@ def test_what_is_random_is_the_same_for_all_frames(augmentation: Augmentation) -
     kinds = {tuple(clip[0].flatten().tolist()) for clip in drawn}
     assert len(kinds) == 2 if augmentation == Augmentation(crop_scale=None) else len(kinds) > 12
     assert torch.equal(of_one_frame(transform, 3), drawn[3])
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_crops_and_flips_are_those_of_torchvision(interpolation: str) -> None:
+    config = InputConfig(CONFIG.mean, CONFIG.std, (48, 48), interpolation, 1.0)
+    transform = train_transform(config, 48, Augmentation())
+    crop = v2.RandomResizedCrop(48, interpolation=v2.InterpolationMode(interpolation), antialias=True)
+    reference = v2.Compose([crop, v2.RandomHorizontalFlip()])
+    frames = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (3, 90, 120, 3), dtype=np.uint8))
+    for seed in range(20):
+        torch.manual_seed(seed)
+        ours = transform.cut(frames)
+        torch.manual_seed(seed)
+        theirs = reference(frames.movedim(-1, 1))
+        assert (ours.int() - theirs.int()).abs().max() <= 1  # rounding: these flips come before the resizing
 
 
 def test_nothing_is_random_where_nothing_is_asked_for() -> None:
