@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from lightning_petl.data.image_folder import ImageFolderData
     from lightning_petl.data.image_list import ImageListData
     from lightning_petl.data.image_module import ImageDataModule, ImageOptions
-    from lightning_petl.data.images import ImageLimits, open_image
+    from lightning_petl.data.images import open_image
     from lightning_petl.data.input_config import InputConfig
+    from lightning_petl.data.limits import ImageLimits
     from lightning_petl.data.module import PETLDataModule
     from lightning_petl.data.notices import DataWarning
     from lightning_petl.data.samplers import EpochSampler, UnpaddedSampler
@@ -35,8 +36,9 @@ _FILES = {
     "image_folder": ("ImageFolderData",),
     "image_list": ("ImageListData",),
     "image_module": ("ImageDataModule", "ImageOptions"),
-    "images": ("ImageLimits", "open_image"),
+    "images": ("open_image",),
     "input_config": ("InputConfig",),
+    "limits": ("ImageLimits",),
     "module": ("PETLDataModule",),
     "notices": ("DataWarning",),
     "samplers": ("EpochSampler", "UnpaddedSampler"),

@@ -7,7 +7,7 @@ from typing import Unpack
 
 from lightning_petl.data.folder_tree import class_names, require_same_classes, scan_classes, to_predict
 from lightning_petl.data.image_module import ImageDataModule, ImageOptions
-from lightning_petl.data.images import DEFAULT_LIMITS, ImageLimits
+from lightning_petl.data.limits import DEFAULT_LIMITS, ImageLimits
 from lightning_petl.data.sources import FileSource
 from lightning_petl.errors import DataError
 

@@ -7,7 +7,7 @@ from typing import Unpack
 
 from lightning_petl.data.folder_tree import require_folder, to_predict
 from lightning_petl.data.image_module import ImageDataModule, ImageOptions
-from lightning_petl.data.images import DEFAULT_LIMITS, ImageLimits
+from lightning_petl.data.limits import DEFAULT_LIMITS, ImageLimits
 from lightning_petl.data.list_file import checked_classes, declared_classes, read_list, require_disjoint
 from lightning_petl.data.sources import FileSource, Sample
 

@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_petl.data.images import DEFAULT_LIMITS, ImageLimits, decode
+from lightning_petl.data.images import decode
+from lightning_petl.data.limits import DEFAULT_LIMITS, ImageLimits
 from lightning_petl.data.randomness import seeded
 from lightning_petl.data.samplers import Draw
 from lightning_petl.errors import DataError

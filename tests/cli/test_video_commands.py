@@ -53,6 +53,16 @@ def test_the_number_of_frames_follows_from_the_data(parsed: Any) -> None:
     assert parsed(*MODEL, *DATA)["model"]["init_args"]["frames"] is None
 
 
+@pytest.mark.parametrize(
+    "data", ["VideoListData", "KineticsData", "SomethingSomethingV2Data", "HMDB51Data", "UCF101Data"]
+)
+def test_sizes_of_frames_have_limits(data: str, parsed: Any) -> None:
+    lists = ("--data.train_list", "train.txt") if data == "VideoListData" else ()
+    words = (*MODEL, "--data", data, "--data.root", "somewhere", *lists, "--data.limits.max_pixels", "1000")
+    found = parsed(*words)["data"]["init_args"]["limits"]
+    assert (found["max_pixels"], found["min_side"]) == (1000, 2)
+
+
 def test_two_numbers_of_frames_are_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     folder = ("--trainer.default_root_dir", str(tmp_path))
     assert cli.run(["fit", *MODEL, *DATA, "--data.frames", "16", "--model.frames", "8", *folder]) != 0

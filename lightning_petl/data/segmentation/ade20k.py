@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Unpack
 
 from lightning_petl.data.folder_tree import require_folder
-from lightning_petl.data.images import DEFAULT_LIMITS, ImageLimits
+from lightning_petl.data.limits import DEFAULT_LIMITS, ImageLimits
 from lightning_petl.data.segmentation.ade20k_classes import ADE20K_CLASSES, ade20k_palette
 from lightning_petl.data.segmentation.folder import named_classes, sources_of
 from lightning_petl.data.segmentation.masks import MaskRule

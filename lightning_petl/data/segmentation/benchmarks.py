@@ -13,7 +13,7 @@ import numpy as np
 from torchvision.datasets import Cityscapes, VOCSegmentation
 
 from lightning_petl.data.folder_tree import require_folder
-from lightning_petl.data.images import DEFAULT_LIMITS, ImageLimits
+from lightning_petl.data.limits import DEFAULT_LIMITS, ImageLimits
 from lightning_petl.data.notices import DataWarning, listed
 from lightning_petl.data.segmentation.folder import sources_of
 from lightning_petl.data.segmentation.masks import IGNORED, MaskRule

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Unpack
 
 from lightning_petl.data.folder_tree import require_folder
-from lightning_petl.data.images import DEFAULT_LIMITS, ImageLimits
+from lightning_petl.data.limits import DEFAULT_LIMITS, ImageLimits
 from lightning_petl.data.segmentation.masks import MaskRule, parse_colors
 from lightning_petl.data.segmentation.module import SegmentationDataModule, SegmentationOptions
 from lightning_petl.data.segmentation.pairs import Pair, PairSource, match, require_apart, without_masks

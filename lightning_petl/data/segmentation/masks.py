@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps
 
-from lightning_petl.data.images import DEFAULT_LIMITS, FORMATS, ImageLimits, failure
+from lightning_petl.data.images import FORMATS, failure
+from lightning_petl.data.limits import DEFAULT_LIMITS, ImageLimits
 from lightning_petl.data.notices import listed
 from lightning_petl.errors import ConfigError, DataError
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lightning_petl.data.folder_tree import IMAGES, FileKind, scan_files, to_predict
-from lightning_petl.data.images import DEFAULT_LIMITS, EXTENSIONS, ImageLimits, decode
+from lightning_petl.data.images import EXTENSIONS, decode
+from lightning_petl.data.limits import DEFAULT_LIMITS, ImageLimits
 from lightning_petl.data.notices import listed
 from lightning_petl.data.segmentation.masks import MaskRule, read_mask
 from lightning_petl.data.sources import Samples

@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 
 import numpy as np
 
+from lightning_petl.data.limits import ImageLimits
 from lightning_petl.data.video.decoding import open_with
 from lightning_petl.data.video.reader import VideoReader, undecodable
 from lightning_petl.errors import DataError
@@ -61,11 +62,11 @@ class _Server:
                 self._channel.send(undecodable(path, error))
             signal.setitimer(signal.ITIMER_REAL, 0)
 
-    def open(self, number: int, place: tuple[str, str | None]) -> None:
-        path, folder = place
+    def open(self, number: int, place: tuple[str, str | None, ImageLimits]) -> None:
+        path, folder, limits = place
         if folder is not None:
             os.chdir(folder)  # the owner may have changed it since this process started
-        self._open[number] = reader = open_with(self._places, path)
+        self._open[number] = reader = open_with(self._places, path, limits)
         self._channel.send((reader.name, reader.fps, reader.timestamps))
 
     def size(self, number: int, _: None) -> None:

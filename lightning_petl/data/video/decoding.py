@@ -12,6 +12,7 @@ import pkgutil
 import sys
 from dataclasses import dataclass
 
+from lightning_petl.data.limits import DEFAULT_LIMITS, ImageLimits
 from lightning_petl.data.video.reader import Unsupported, VideoReader
 from lightning_petl.errors import ConfigError
 
@@ -32,10 +33,12 @@ class Decoding:
         readers: Classes, as ``module:name``, tried in this order. A later one is only used for files that the earlier
             ones cannot read exactly (`reader.Unsupported`), never to get around damage.
         timeout_s: Seconds that opening a file, and each call that reads its frames, may take; null for no limit.
+        limits: Sizes of frames to refuse before they are decoded.
     """
 
     readers: tuple[str, ...]
     timeout_s: float | None = None
+    limits: ImageLimits = DEFAULT_LIMITS
 
     def __post_init__(self) -> None:
         if self.timeout_s is None:
@@ -60,10 +63,10 @@ class Decoding:
             DataError: The file cannot be read, or took too long.
         """
         if self.timeout_s is None:
-            return open_with(self.readers, path)
+            return open_with(self.readers, path, self.limits)
         from lightning_petl.data.video.watched import WatchedReader
 
-        return WatchedReader(path, self.readers, self.timeout_s)
+        return WatchedReader(path, self.readers, self.timeout_s, self.limits)
 
     def record(self) -> dict[str, object]:
         """What frames were decoded with, for a results file: libraries in order with their versions, and the limit."""
@@ -77,12 +80,13 @@ class Decoding:
         return {"video_readers": libraries, "timeout_s": self.timeout_s}
 
 
-def choose(name: str = "auto", timeout_s: float | None = None) -> Decoding:
+def choose(name: str = "auto", timeout_s: float | None = None, limits: ImageLimits = DEFAULT_LIMITS) -> Decoding:
     """Chooses the readers by what is installed, without importing them.
 
     Args:
         name: "pyav", "decord", or "auto" for PyAV where it is installed, and decord where it is not or lacks a codec.
         timeout_s: See `Decoding`.
+        limits: See `Decoding`.
 
     Raises:
         ConfigError: The reader is unknown or not installed.
@@ -99,10 +103,10 @@ def choose(name: str = "auto", timeout_s: float | None = None) -> Decoding:
             where="data.reader",
             fix="pip install 'lightning-petl[video]'",
         )
-    return Decoding(tuple(READERS[reader] for reader in found), timeout_s)
+    return Decoding(tuple(READERS[reader] for reader in found), timeout_s, limits)
 
 
-def open_with(readers: tuple[str, ...], path: str) -> VideoReader:
+def open_with(readers: tuple[str, ...], path: str, limits: ImageLimits = DEFAULT_LIMITS) -> VideoReader:
     """Opens a file in this process with the first of some readers that can.
 
     Raises:
@@ -111,7 +115,7 @@ def open_with(readers: tuple[str, ...], path: str) -> VideoReader:
     reasons: list[Unsupported] = []
     for place in readers:
         try:
-            opened: VideoReader = pkgutil.resolve_name(place)(path)
+            opened: VideoReader = pkgutil.resolve_name(place)(path, limits)
             return opened
         except Unsupported as reason:
             reasons.append(reason)

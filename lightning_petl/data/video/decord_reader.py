@@ -11,6 +11,8 @@ lets it seek. Further:
   the padding for channels. Frames are read one by one, and the padding is cut off.
 - Frames are passed over by timestamp, which is quicker, only where timestamps tell them apart.
 - Its decoding thread runs ahead: damage behind the last frame that is asked for may raise, or may go unseen.
+- Its decoder takes frames of any size that the stream claims, whatever the container states: where the two differ, one
+  frame is decoded before a size outside the limits shows.
 - Damage that FFmpeg conceals inside a frame is not reported at all. PyAV reports it.
 """
 
@@ -23,6 +25,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_petl.data.limits import DEFAULT_LIMITS, ImageLimits
 from lightning_petl.data.video.container import inspect
 from lightning_petl.data.video.reader import Unsupported, VideoReader, average_fps, overstated, undecodable
 from lightning_petl.errors import DataError
@@ -45,11 +48,11 @@ class DecordReader(VideoReader):
     name: ClassVar[str] = "decord"
     _video: Any
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, limits: ImageLimits = DEFAULT_LIMITS) -> None:
         import decord
 
         decord.logging.set_level(decord.logging.QUIET)  # its errors are raised too, and say the same
-        self.path, self._container, self._decord = path, inspect(path), decord
+        self.path, self.limits, self._container, self._decord = path, limits, inspect(path, limits), decord
         try:
             self._start()
             self.fps, self.timestamps = self._numbered()
@@ -73,6 +76,7 @@ class DecordReader(VideoReader):
         self.close()
         self._video = self._decord.VideoReader(self.path, num_threads=1, fault_tol=_NO_SUBSTITUTE)
         self._first = self._next()
+        self.limits.check(self._first.shape[1], self._first.shape[0], self.path, "video")
         self._position = 1
 
     def _numbered(self) -> tuple[float, NDArray[np.float64]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple, Unpack
 
 from lightning_petl.data.folder_tree import class_names, require_folder, require_same_classes, scan_classes
+from lightning_petl.data.limits import DEFAULT_LIMITS, ImageLimits
 from lightning_petl.data.notices import listed
 from lightning_petl.data.video.files import VIDEOS, VideoFolder
 from lightning_petl.data.video.module import VideoDataModule, VideoOptions
@@ -38,6 +39,7 @@ class KineticsData(VideoDataModule):
         test_csv: List of the test split; needed beside ``train_csv``.
         predict: Folder of videos to predict, any tree, or one video, below ``root`` unless absolute; null predicts the
             test split.
+        limits: Sizes of frames to refuse before decoding.
         **options: See `VideoOptions`.
 
     Raises:
@@ -56,9 +58,10 @@ class KineticsData(VideoDataModule):
         val_csv: str | None = None,
         test_csv: str | None = None,
         predict: str | None = None,
+        limits: ImageLimits = DEFAULT_LIMITS,
         **options: Unpack[VideoOptions],
     ) -> None:
-        super().__init__(**options)
+        super().__init__(limits=limits, **options)
         base = Path(root).expanduser()
         require_folder(base, "data.root")
         folders = {name: base / f for name, f in (("train", train), ("val", val), ("test", test)) if f is not None}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Unpack
 
 from lightning_petl.data.folder_tree import require_folder
+from lightning_petl.data.limits import DEFAULT_LIMITS, ImageLimits
 from lightning_petl.data.list_file import checked_classes, declared_classes, read_list
 from lightning_petl.data.video.module import VideoDataModule, VideoOptions
 from lightning_petl.data.video.splits import Split
@@ -25,6 +26,7 @@ class VideoListData(VideoDataModule):
         allow_outside_root: Accept paths that lead out of ``root``, by ``..``, as absolute paths or through links.
         predict: Folder of videos to predict, any tree, or one video, relative to ``root`` unless absolute; null
             predicts the test split.
+        limits: Sizes of frames to refuse before decoding.
         **options: See `VideoOptions`.
 
     Raises:
@@ -44,9 +46,10 @@ class VideoListData(VideoDataModule):
         num_classes: int | None = None,
         allow_outside_root: bool = False,
         predict: str | None = None,
+        limits: ImageLimits = DEFAULT_LIMITS,
         **options: Unpack[VideoOptions],
     ) -> None:
-        super().__init__(**options)
+        super().__init__(limits=limits, **options)
         base = Path(root).expanduser()
         require_folder(base, "data.root")
         classes = declared_classes(class_names, num_classes)

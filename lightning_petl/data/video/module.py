@@ -16,6 +16,7 @@ from lightning_petl.adapter import JSON
 from lightning_petl.data.folder_tree import to_predict
 from lightning_petl.data.input_choice import InputChoice
 from lightning_petl.data.input_config import InputConfig
+from lightning_petl.data.limits import DEFAULT_LIMITS, ImageLimits
 from lightning_petl.data.module import PETLDataModule
 from lightning_petl.data.notices import DataWarning
 from lightning_petl.data.video.decoding import choose
@@ -99,7 +100,7 @@ class VideoOptions(TypedDict, total=False):
 
 
 class VideoDataModule(PETLDataModule):
-    """Video classification data; the options are those of `VideoOptions`.
+    """Video classification data; the options are those of `VideoOptions`, and ``limits``, sizes of frames to refuse.
 
     Training batches are ``(clips (B, T, 3, H, W) float32, labels (B,) int64)``. Validation and test batches are
     ``(clips (B, V, T, 3, H, W), labels (B,))`` with all views of a video, view ``temporal * spatial_views + spatial``;
@@ -108,7 +109,8 @@ class VideoDataModule(PETLDataModule):
     Frames are exact, or the file is reported (`lightning_petl.data.video.reader`); no video takes another's place. What
     is random in a training clip follows from the seed, the epoch and the sample, and is the same for all its frames.
 
-    A subclass calls ``super().__init__(**options)`` and then `fill`.
+    A subclass calls ``super().__init__(limits=limits, **options)`` and then `fill`. It names ``limits`` itself, for the
+    parser of configurations finds no fields of a class that a dictionary of options holds.
     """
 
     flips: ClassVar[bool] = True
@@ -142,6 +144,7 @@ class VideoDataModule(PETLDataModule):
         missing: Missing = "raise",
         drop_last: bool = False,
         seed: int = 0,
+        limits: ImageLimits = DEFAULT_LIMITS,
     ) -> None:
         choice = InputChoice(image_size, normalization, mean, std, interpolation, 1.0, "crop")
         super().__init__(choice, batch_size, num_workers, drop_last, seed)
@@ -155,7 +158,7 @@ class VideoDataModule(PETLDataModule):
         self.sampling = _sampling(sampling, frames, short, rate, fps, by_time)
         flip = self.flips if horizontal_flip is None else horizontal_flip
         self.augmentation = Augmentation(crop_scale, crop_ratio, flip, rand_augment)
-        self.decoding = choose(reader, timeout_s)
+        self.decoding = choose(reader, timeout_s, limits)
         # Wrong arguments show here, not in epoch 1.
         given = replace(_ANY_INPUT, interpolation=interpolation)
         if image_size is not None:

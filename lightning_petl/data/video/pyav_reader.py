@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_petl.data.limits import DEFAULT_LIMITS, ImageLimits
 from lightning_petl.data.video.container import inspect
 from lightning_petl.data.video.reader import Unsupported, VideoReader, average_fps, overstated, undecodable
 from lightning_petl.errors import DataError
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
+
+_MOST_PIXELS = 2**31 - 1
+"""The largest limit that FFmpeg takes."""
 
 _DEMUXER = {"mp4": "mov", "matroska": "matroska", "avi": "avi"}
 """FFmpeg's name of the demuxer of each container; named, so that FFmpeg does not guess."""
@@ -43,8 +47,8 @@ class PyAVReader(VideoReader):
 
     name: ClassVar[str] = "pyav"
 
-    def __init__(self, path: str) -> None:
-        self.path, self._container = path, inspect(path)
+    def __init__(self, path: str, limits: ImageLimits = DEFAULT_LIMITS) -> None:
+        self.path, self.limits, self._container = path, limits, inspect(path, limits)
         self._file: InputContainer | None = None
         self._size: tuple[int, int] | None = None
         try:
@@ -70,15 +74,28 @@ class PyAVReader(VideoReader):
         import av
 
         self.close()
-        self._file = av.open(self.path, format=_DEMUXER[self._container], metadata_errors="ignore")
+        # For the decoders that opening runs, too: they make room for frames of the size that the stream claims. Room
+        # has a margin, up to 63 columns and rows, which counts in FFmpeg's limit.
+        guard = {"max_pixels": str(min(2 * self.limits.max_pixels + 2**20, _MOST_PIXELS))}
+        self._file = av.open(self.path, format=_DEMUXER[self._container], options=guard, metadata_errors="ignore")
         stream: Any = self._file.streams.best("video")
         if stream is None:
             raise DataError("the file has no video stream", where=self.path, fix="remove it from the data")
         if stream.codec_context is None:
             raise Unsupported("the codec of the video stream is unknown", where=self.path, fix="convert the file")
+        self._check_size(stream.codec_context.width, stream.codec_context.height)
         stream.thread_type = "NONE"  # the workers are the threads
         stream.codec_context.thread_count = 1
+        stream.codec_context.options = guard
         self._stream: VideoStream = stream
+
+    def _check_size(self, width: int, height: int) -> None:
+        """What the stream itself says, which may be something else than the container; 0 where a decoder refused it."""
+        if not width or not height:
+            limit = f"max_pixels={self.limits.max_pixels}"
+            fix = "resize or remove the file, or set data.limits.max_pixels"
+            raise DataError(f"the stream states no size of frames, or one outside {limit}", where=self.path, fix=fix)
+        self.limits.check(width, height, self.path, "video")
 
     def _packets(self) -> list[_Packet]:
         assert self._file is not None

@@ -40,6 +40,7 @@ class VideoReader(ABC):
 
     Args:
         path: The file.
+        limits: Sizes of frames to refuse before they are decoded.
 
     Attributes:
         path: The file.
@@ -47,7 +48,7 @@ class VideoReader(ABC):
         timestamps: When each frame is shown, seconds ``(n,)``, float64, from 0 and increasing.
 
     Raises:
-        DataError: The file is missing, empty, cut off, no video, or cannot be decoded.
+        DataError: The file is missing, empty, cut off, no video, outside the limits, or cannot be decoded.
     """
 
     name: ClassVar[str]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Unpack
 
 from lightning_petl.data.folder_tree import require_folder
+from lightning_petl.data.limits import DEFAULT_LIMITS, ImageLimits
 from lightning_petl.data.notices import listed
 from lightning_petl.data.video.files import VideoFolder
 from lightning_petl.data.video.module import VideoDataModule, VideoOptions
@@ -38,6 +39,7 @@ class SomethingSomethingV2Data(VideoDataModule):
         videos: Folder of all videos.
         predict: Folder of videos to predict, any tree, or one video, below ``root`` unless absolute; null predicts the
             test split.
+        limits: Sizes of frames to refuse before decoding.
         **options: See `VideoOptions`.
 
     Raises:
@@ -58,9 +60,10 @@ class SomethingSomethingV2Data(VideoDataModule):
         test_answers: str | None = None,
         videos: str = "videos",
         predict: str | None = None,
+        limits: ImageLimits = DEFAULT_LIMITS,
         **options: Unpack[VideoOptions],
     ) -> None:
-        super().__init__(**options)
+        super().__init__(limits=limits, **options)
         base = Path(root).expanduser()
         require_folder(base, "data.root")
         require_folder(base / videos, "data.videos")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Unpack
 
 from lightning_petl.data.folder_tree import require_folder
+from lightning_petl.data.limits import DEFAULT_LIMITS, ImageLimits
 from lightning_petl.data.notices import listed
 from lightning_petl.data.video.files import VideoFolder
 from lightning_petl.data.video.module import VideoDataModule, VideoOptions
@@ -33,6 +34,7 @@ class UCF101Data(VideoDataModule):
             samples that are scored.
         predict: Folder of videos to predict, any tree, or one video, below ``root`` unless absolute; null predicts the
             test split.
+        limits: Sizes of frames to refuse before decoding.
         **options: See `VideoOptions`.
 
     Raises:
@@ -48,9 +50,10 @@ class UCF101Data(VideoDataModule):
         annotations: str = "ucfTrainTestlist",
         val_on_test: bool = False,
         predict: str | None = None,
+        limits: ImageLimits = DEFAULT_LIMITS,
         **options: Unpack[VideoOptions],
     ) -> None:
-        super().__init__(**options)
+        super().__init__(limits=limits, **options)
         require_one_of_three(split)
         base = Path(root).expanduser()
         for option, folder in (("root", base), ("videos", base / videos), ("annotations", base / annotations)):

@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_petl.data.limits import DEFAULT_LIMITS, ImageLimits
 from lightning_petl.data.video.reader import VideoReader
 from lightning_petl.errors import DataError
 
@@ -38,6 +39,7 @@ class WatchedReader(VideoReader):
         path: The file.
         readers: See `Decoding`.
         timeout_s: Seconds for opening, and for each call of `get`.
+        limits: Sizes of frames to refuse before they are decoded.
 
     Raises:
         DataError: As the reader raises it; or the process had to be killed, or ended.
@@ -45,11 +47,13 @@ class WatchedReader(VideoReader):
 
     name: ClassVar[str] = "watched"
 
-    def __init__(self, path: str, readers: Sequence[str], timeout_s: float) -> None:
+    def __init__(
+        self, path: str, readers: Sequence[str], timeout_s: float, limits: ImageLimits = DEFAULT_LIMITS
+    ) -> None:
         self.path, self._timeout_s = path, timeout_s
         self._process = _Process.of_this_process(tuple(readers))
         self._number = next(_NUMBERS)
-        self.reader, self.fps, self.timestamps = self._ask("open", (path, _folder()))
+        self.reader, self.fps, self.timestamps = self._ask("open", (path, _folder(), limits))
 
     reader: str
     """Name of the reader that the other process reads the file with."""
