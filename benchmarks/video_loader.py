@@ -6,14 +6,13 @@ round; the A/A row, the reader against itself, is the noise. The files are made 
 Something-Something v2 (240 lines, 12 frames a second, four seconds) or of Kinetics (256 lines, 30, ten seconds).
 
 Workers hand over bytes, and the process that trains makes floats of them meanwhile; that needs a core of its own. On a
-machine that other programs use, too, `--timeout 0 --clock workers` counts the seconds of the processor that the workers
-take, and `--workers 0 --timeout 0 --clock processor` all, with the floats.
+machine that other programs use, too, `--clock workers` counts the seconds of the processor that the workers and the
+processes that decode for them take, and `--workers 0 --timeout 0 --clock processor` all, with the floats.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 import time
 from fractions import Fraction
@@ -102,12 +101,10 @@ def seconds(loader: DataLoader[Any], clock: str) -> float:
 def _time(loader: DataLoader[Any], clock: str) -> float:
     if clock != "workers":
         return {"wall": time.perf_counter, "processor": time.process_time}[clock]()
-    iterator = loader._iterator
-    processes = [] if iterator is None else iterator._workers
-    fields = [Path(f"/proc/{process.pid}/stat").read_text().rpartition(") ")[2].split() for process in processes]
-    return sum(int(user) + int(system) for *_, user, system in (line[:13] for line in fields)) / os.sysconf(
-        "SC_CLK_TCK"
-    )
+    workers = [] if loader._iterator is None else [process.pid for process in loader._iterator._workers]
+    decoders = [int(pid) for own in workers for pid in Path(f"/proc/{own}/task/{own}/children").read_text().split()]
+    # The number that clock_getcpuclockid(3) gives for the clock of another process.
+    return sum(time.clock_gettime(~pid << 3 | 2) for pid in (*workers, *decoders))
 
 
 def main() -> None:
