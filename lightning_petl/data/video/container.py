@@ -1,46 +1,41 @@
-"""What a video file is, how large its frames are, and whether all of it is there, before a decoder sees it.
+"""What a video file is, and whether all of it is there, read from its first bytes before a decoder sees it.
 
 A decoder takes a file that was cut off for a shorter video, and opens whatever it can name: playlists that lead to
 other files, pictures, text. So three families of containers are accepted, told by content: MP4 (with MOV and 3GP),
-Matroska (with WebM) and AVI. Each states how long it is, and a shorter file is refused; and how large its frames are.
+Matroska (with WebM) and AVI. Each states how long it is, and a shorter file is refused.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
-from lightning_petl.data.limits import DEFAULT_LIMITS, ImageLimits
-from lightning_petl.data.video.frame_size import Container, stated_sizes
 from lightning_petl.errors import DataError
+
+Container = Literal["mp4", "matroska", "avi"]
 
 _MP4_FIRST = frozenset({b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp", b"pnot"})
 _EBML, _SEGMENT = 0x1A45DFA3, 0x18538067
 _UNKNOWN_RIFF = (0, 0xFFFFFFFF)
 
 
-def inspect(path: str, limits: ImageLimits = DEFAULT_LIMITS) -> Container:
+def inspect(path: str) -> Container:
     """Tells the container of a video file, and that the file is complete.
 
     Args:
         path: The file.
-        limits: Sizes of frames to refuse.
 
     Returns:
         The family of the container.
 
     Raises:
-        DataError: The file is missing, empty, of another format, or shorter than its header says, or its frames are
-            outside the limits.
+        DataError: The file is missing, empty, of another format, or shorter than its header says.
     """
     try:
         with Path(path).open("rb") as file:
             size = file.seek(0, 2)
             file.seek(0)
-            container = _inspect(file, size, path)
-            for width, height in stated_sizes(file, size, container):
-                limits.check(width, height, path, "video")
-            return container
+            return _inspect(file, size, path)
     except FileNotFoundError as error:
         raise DataError("the video file does not exist", where=path, fix="correct the path") from error
     except OSError as error:

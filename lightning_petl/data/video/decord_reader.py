@@ -11,8 +11,7 @@ lets it seek. Further:
   the padding for channels. Frames are read one by one, and the padding is cut off.
 - Frames are passed over by timestamp, which is quicker, only where timestamps tell them apart.
 - Its decoding thread runs ahead: damage behind the last frame that is asked for may raise, or may go unseen.
-- Its decoder takes frames of any size that the stream claims, whatever the container states: where the two differ, one
-  frame is decoded before a size outside the limits shows.
+- It does not tell the size of frames, and takes frames as large as FFmpeg does: the first one is decoded, and measured.
 - Damage that FFmpeg conceals inside a frame is not reported at all. PyAV reports it.
 """
 
@@ -52,7 +51,7 @@ class DecordReader(VideoReader):
         import decord
 
         decord.logging.set_level(decord.logging.QUIET)  # its errors are raised too, and say the same
-        self.path, self.limits, self._container, self._decord = path, limits, inspect(path, limits), decord
+        self.path, self.limits, self._container, self._decord = path, limits, inspect(path), decord
         try:
             self._start()
             self.fps, self.timestamps = self._numbered()

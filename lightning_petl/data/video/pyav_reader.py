@@ -48,7 +48,7 @@ class PyAVReader(VideoReader):
     name: ClassVar[str] = "pyav"
 
     def __init__(self, path: str, limits: ImageLimits = DEFAULT_LIMITS) -> None:
-        self.path, self.limits, self._container = path, limits, inspect(path, limits)
+        self.path, self.limits, self._container = path, limits, inspect(path)
         self._file: InputContainer | None = None
         self._size: tuple[int, int] | None = None
         try:
