@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain, count
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -74,12 +75,20 @@ class MaskWriter(BasePredictionWriter):
 def file_names(names: Sequence[str]) -> tuple[str, ...]:
     """Where the results of images go: their paths without extension, or with it where two would meet.
 
-    Steps out of the data's own folder are left out of a path, so that all results stay in the run folder.
+    No two differ by upper and lower case alone, so that they stay apart on every file system; where the paths do, a
+    number follows. Steps out of the data's own folder are left out of a path: all results stay in the run folder.
     """
     paths = [_inside(name) for name in names]
     stems = [str(path.with_suffix("")) for path in paths]
-    counts = Counter(stems)
-    return tuple(stem if counts[stem] == 1 else str(path) for stem, path in zip(stems, paths, strict=True))
+    # Whole names count, too: x.JPG is one, and the stem of x.JPG.png.
+    uses = Counter(text.casefold() for text in [*stems, *map(str, paths)])
+    found: dict[str, str] = {}
+    for stem, path in zip(stems, map(str, paths), strict=True):
+        name = stem if uses[stem.casefold()] == 1 else path
+        choices = chain([name], (f"{name}-{number}" for number in count(2)))
+        free = next(each for each in choices if each.casefold() not in found)
+        found[free.casefold()] = free
+    return tuple(found.values())
 
 
 def _inside(name: str) -> PurePosixPath:

@@ -114,6 +114,18 @@ def test_predicted_masks_are_the_classes_at_the_images_size(folder: Path) -> Non
     assert not (folder / "predict" / "predictions.csv").exists()
 
 
+def test_images_of_like_names_keep_their_own_results(folder: Path) -> None:
+    photos = folder / "alike"
+    photos.mkdir()
+    for name, size, kind in (("x.JPG", (40, 30), "JPEG"), ("x.png", (50, 30), "PNG"), ("x.JPG.png", (60, 30), "PNG")):
+        Image.new("RGB", size, (90, 20, 20)).save(photos / name, kind)
+    weights = ["--model.weights", str(folder / "run/merged.safetensors")]
+    run(folder, "predict", "alike_run", *weights, "--data.predict", str(photos))
+    for kind in ("masks", "overlays"):
+        sizes = {path.name: Image.open(path).size for path in (folder / "alike_run" / kind).iterdir()}
+        assert sizes == {"x.JPG.png": (40, 30), "x.png.png": (50, 30), "x.JPG.png.png": (60, 30)}
+
+
 def test_loggers_that_take_images_get_them(tmp_path: Path) -> None:
     class Board:
         def __init__(self) -> None:
@@ -182,6 +194,20 @@ def test_results_stay_in_the_run_folder_under_names_of_their_own() -> None:
     assert file_names(["a/1.jpg", "b/1.jpg"]) == ("a/1", "b/1")
     assert file_names(["a/1.jpg", "a/1.png"]) == ("a/1.jpg", "a/1.png")
     assert file_names(["../x/1.jpg", "/y/2.jpg"]) == ("x/1", "y/2")
+    assert file_names(["x.JPG", "x.png", "x.JPG.png"]) == ("x.JPG", "x.png", "x.JPG.png")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["x.JPG.png", "x.JPG", "x.png"],
+        ["a.png", "a.png.png", "a.png.png.png", "a.jpg"],
+        ["A.jpg", "a.jpg", "a.jpg-2.png", "B/c.png", "b/C.png"],
+        ["../x/1.jpg", "x/1.jpg", "../../x/1.jpg", "x/1.png"],
+    ],
+)
+def test_names_of_results_are_unique_whatever_the_case(names: list[str]) -> None:
+    assert len({name.casefold() for name in file_names(names)}) == len(names)
 
 
 def test_a_data_set_without_colours_gets_some() -> None:
