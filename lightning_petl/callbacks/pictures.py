@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,8 +92,15 @@ def comparison(
 _HEADING, _LINE = 24, 20
 
 
+@cache
 def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size=13)
+    """DejaVu Sans, which comes with matplotlib; without it Pillow's own, which has few letters beyond ASCII."""
+    try:
+        import matplotlib as mpl
+
+        return ImageFont.truetype(Path(mpl.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size=12)
+    except (ImportError, OSError):
+        return ImageFont.load_default(size=13)
 
 
 def _fitted(image: Image.Image, side: int) -> Image.Image:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from lightning_petl.callbacks import BestCheckpoint, Overlays
 from lightning_petl.callbacks.class_scores import chart_drawn, table
 from lightning_petl.callbacks.mask_predictions import file_names
 from lightning_petl.callbacks.overlays import palette_of
-from lightning_petl.callbacks.pictures import comparison, indexed, overlay, picture
+from lightning_petl.callbacks.pictures import _font, comparison, indexed, overlay, picture
 from lightning_petl.data.input_config import InputConfig
 from lightning_petl.tasks import ClassificationTask
 from lightning_petl.tasks.confusion import ClassScores
@@ -180,6 +181,24 @@ def test_a_sheet_names_the_classes_that_occur() -> None:
     long_names = comparison([row], ["a long name of a class"] * 5, PALETTE, side=60)
     assert few.width == long_names.width == 3 * 66 + 6
     assert long_names.height > few.height  # the legend takes another line
+
+
+def test_a_legend_has_the_letters_of_many_languages() -> None:
+    """No two letters look the same, as the boxes do that stand for glyphs which a font lacks."""
+    pytest.importorskip("matplotlib")
+    row = (Image.new("RGB", (30, 20)), np.zeros((20, 30), np.uint8), np.zeros((20, 30), np.uint8))
+    drawn = {comparison([row], [letter] * 5, PALETTE).tobytes() for letter in "aäöüßéłПβж\ue000"}
+    assert len(drawn) == 11
+
+
+def test_a_legend_needs_no_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    _font.cache_clear()
+    try:
+        row = (Image.new("RGB", (30, 20)), np.zeros((20, 30), np.uint8), np.zeros((20, 30), np.uint8))
+        assert comparison([row], ["ground"] * 5, PALETTE) != comparison([row], ["water"] * 5, PALETTE)
+    finally:
+        _font.cache_clear()
 
 
 def test_a_table_leaves_what_is_unknown_empty(tmp_path: Path) -> None:
