@@ -169,5 +169,8 @@ def _scaled(image: Tensor, scale: float) -> Tensor:
     if scale == 1:
         return image
     size = [max(1, round(scale * side)) for side in image.shape[-2:]]
-    found = F.interpolate(image[None], size=size, mode="bilinear", align_corners=False, antialias=scale < 1)
-    return found[0]
+    exact = image[None].to(
+        torch.promote_types(image.dtype, torch.float32)
+    )  # the CPU cannot antialias in half precision
+    found = F.interpolate(exact, size=size, mode="bilinear", align_corners=False, antialias=scale < 1)
+    return found[0].to(image.dtype)

@@ -114,6 +114,21 @@ def test_images_of_one_size_share_a_step_and_keep_their_order() -> None:
         torch.testing.assert_close(scores, pointwise(x[None])[0])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_images_of_half_precision_are_resized_as_single_ones(dtype: torch.dtype) -> None:
+    x, seen = image(12, 16).to(dtype), []
+
+    def kept(images: Tensor) -> Tensor:
+        seen.append(images[0])
+        return pointwise(images).float()
+
+    only(Inference(scales=(0.5, 1.0, 1.25)), kept, x)
+    assert [found.dtype for found in seen] == [dtype] * 3
+    for found, size in zip(seen, [(6, 8), (12, 16), (15, 20)], strict=True):
+        single = F.interpolate(x[None].float(), size=size, mode="bilinear", align_corners=False, antialias=size[0] < 12)
+        assert torch.equal(found, single[0].to(dtype))
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [

@@ -212,6 +212,19 @@ def test_scores_over_lists_are_those_of_each_image(tmp_path: Path) -> None:
     assert float(run.callback_metrics["val/miou"]) == pytest.approx(expected.miou, rel=1e-6)
 
 
+@pytest.mark.parametrize("inference", ["whole", "slide"])
+@pytest.mark.parametrize("kind", ["vit", "swin"])
+def test_half_precision_scores_at_scales(kind: str, inference: Any, tmp_path: Path) -> None:
+    found = []
+    for precision in ("32-true", "bf16-true"):
+        task = segmenters.new_task(kind, inference=inference, scales=(0.5, 1.0, 1.5), flip=True)
+        segmenters.trained_noise(task.backbone)
+        run = segmenters.trainer(tmp_path, precision=precision)
+        run.test(task, segmenters.eval_batches(), verbose=False)
+        found.append(float(run.callback_metrics["test/loss"]))
+    assert found[1] == pytest.approx(found[0], rel=0.02)
+
+
 def test_predictions_have_the_sizes_asked_for() -> None:
     task = segmenters.new_task().eval()
     images = [torch.randn(3, 32, 32), torch.randn(3, 20, 40)]
