@@ -47,7 +47,8 @@ class SegmentationOptions(TypedDict, total=False):
         interpolation: Resampling filter of images; masks take the nearest pixel (default bilinear).
         eval_transform: "short" resizes the shorter side, "original" leaves images as they are (default short).
         scale: Smallest and largest random factor of the shorter side in training (default [0.5, 2]).
-        cat_max_ratio: Largest part of a training crop that one class may cover; 1 allows all (default 0.75).
+        cat_max_ratio: Part of a training crop that no class may reach; 1 takes every crop, also one without any class
+            (default 0.75).
         flip: Probability of a horizontal flip in training (default 0.5).
         photometric: Random brightness, contrast, saturation and hue in training (default true).
         drop_last: Drop the training samples that do not fill a batch; another part in each epoch (default false).

@@ -1,9 +1,9 @@
 """From an image and its mask to tensors: one geometry for both, so that each pixel keeps its class.
 
-Training: the shorter side to ``short_side`` times a random factor, the ratio kept; a random crop in which no class
-covers too much; a flip; photometric distortion; normalisation; padding to the crop's size. The steps and their numbers
-are those of mmsegmentation's recipes for ADE20K, which SETR (arXiv 2012.15840, official code) uses; the photometric
-distortion is SSD's (arXiv 1512.02325).
+Training: the shorter side to ``short_side`` times a random factor, the ratio kept; a random crop of several classes,
+none of which covers too much; a flip; photometric distortion; normalisation; padding to the crop's size. The steps and
+their numbers are those of mmsegmentation's recipes for ADE20K, which SETR (arXiv 2012.15840, official code) uses; the
+photometric distortion is SSD's (arXiv 1512.02325).
 
 Evaluation: "short" resizes the shorter side to ``short_side``, "original" nothing; the mask stays as it is in its file.
 
@@ -32,8 +32,8 @@ from lightning_petl.errors import ConfigError
 LONGEST = 4
 """The longer side gets at most this many times the shorter side's target: 2048 for 512, as in the official recipes."""
 
-TRIES = 10
-"""Crops that are tried for one in which no class covers too much; the last is taken as it is."""
+RETRIES = 10
+"""How often a crop is drawn anew that has too few classes, or too much of one; the last is taken as it is."""
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 32.0, (0.5, 1.5), (0.5, 1.5), 0.1
 """Largest photometric changes: grey levels of 255, factors, and part of the colour circle."""
@@ -48,7 +48,8 @@ class Augmentation:
 
     Attributes:
         scale: Smallest and largest factor of the shorter side.
-        cat_max_ratio: Largest part of a crop's pixels, those with a class, that one class may cover; 1 allows all.
+        cat_max_ratio: Part of a crop's pixels, those with a class, that no class may reach, so that there are two at
+            least; other crops are drawn anew, ten times at most. 1 takes every crop.
         flip: Probability of a horizontal flip.
         photometric: Whether brightness, contrast, saturation and hue change, each with probability 1/2.
     """
@@ -149,7 +150,7 @@ def _resize(image: Image.Image, size: tuple[int, int], config: InputConfig) -> I
 def _crop(sample: Sample, size: tuple[int, int], cat_max_ratio: float) -> Sample:
     picture, mask = sample
     height, width = (min(have, want) for have, want in zip(mask.shape, size, strict=True))
-    for _ in range(TRIES):
+    for _ in range(1 + RETRIES):
         top, left = _below(mask.shape[0] - height + 1), _below(mask.shape[1] - width + 1)
         cut = F.crop(mask, top, left, height, width)
         if cat_max_ratio >= 1 or largest_share(cut) < cat_max_ratio:
@@ -158,9 +159,9 @@ def _crop(sample: Sample, size: tuple[int, int], cat_max_ratio: float) -> Sample
 
 
 def largest_share(mask: Tensor) -> float:
-    """Part of a mask's pixels, those with a class, that its commonest class covers; 0 where no pixel has one."""
+    """Part of a mask's pixels, those with a class, that its commonest class covers; 1 where no pixel has one."""
     counts = torch.bincount(mask.as_subclass(Tensor).flatten().long(), minlength=IGNORED + 1)[:IGNORED]
-    return float(counts.max() / counts.sum().clamp(min=1))
+    return float(counts.max() / counts.sum()) if counts.any() else 1.0
 
 
 def _distort(image: tv_tensors.Image) -> tv_tensors.Image:

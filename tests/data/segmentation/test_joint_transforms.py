@@ -130,9 +130,36 @@ def test_a_class_covers_at_most_its_share_of_a_crop() -> None:
 
 def test_pixels_without_a_class_do_not_count_in_the_share() -> None:
     mask = torch.full((10, 10), IGNORED, dtype=torch.uint8)
-    assert transforms.largest_share(mask) == 0
+    assert transforms.largest_share(mask) == 1  # no better than a single class
     mask[0, :4] = torch.tensor([5, 5, 5, 6], dtype=torch.uint8)
     assert transforms.largest_share(mask) == 0.75
+
+
+def test_crops_without_any_class_are_drawn_anew() -> None:
+    """Two classes in a strip of a mask that has none elsewhere."""
+    mask = np.full((32, 160), IGNORED, dtype=np.uint8)
+    mask[:, 64:80] = blocks((32, 16), allowed=(1, 2))
+    empty = {
+        cap: sum(
+            bool((drawn(TrainTransform(PLAIN, replace(STILL, cat_max_ratio=cap)), mask, seed)[1] == IGNORED).all())
+            for seed in range(60)
+        )
+        for cap in (0.75, 1.0)
+    }
+    assert empty[0.75] <= 3
+    assert empty[1.0] > 25
+
+
+@pytest.mark.parametrize("value", [IGNORED, 3])
+@pytest.mark.parametrize(("cap", "draws"), [(0.75, 11), (1.0, 1)])
+def test_a_crop_is_drawn_anew_ten_times(cap: float, value: int, draws: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No crop of one value meets a cap; without a cap the first one is kept."""
+    bounds: list[int] = []
+    draw = transforms._below
+    monkeypatch.setattr(transforms, "_below", lambda bound: (bounds.append(bound), draw(bound))[1])
+    transform = TrainTransform(PLAIN, replace(STILL, cat_max_ratio=cap))
+    drawn(transform, np.full((40, 50), value, dtype=np.uint8), 0)
+    assert len(bounds) == 2 * draws  # top and left
 
 
 @pytest.mark.parametrize("value", [IGNORED, 3])
