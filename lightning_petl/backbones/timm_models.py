@@ -59,6 +59,10 @@ def create(
     if file is not None:
         load_weights(model, file)
     assert isinstance(model, nn.Module)
+    side = kwargs.get("img_size")
+    if side is not None:  # timm's configuration keeps the size of its weights, and some models keep no other trace
+        config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+        config["input_size"] = (3, *(side if isinstance(side, tuple) else (side, side)))
     return model
 
 

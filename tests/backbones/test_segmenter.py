@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import segmenters
@@ -11,12 +12,23 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
-from lightning_petl import BitFit, ConfigError, RepAdapter, adapted_layers, load_adapter, merge, save_adapter, trainable
+from lightning_petl import (
+    SSF,
+    BitFit,
+    ConfigError,
+    RepAdapter,
+    adapted_layers,
+    load_adapter,
+    merge,
+    save_adapter,
+    trainable,
+)
 from lightning_petl.backbones import Segmenter, architecture
 from lightning_petl.cli.merge import choose
 from lightning_petl.deployment import publish
 from lightning_petl.store import load_merged
 from lightning_petl.tensorfile import read, read_header
+from lightning_petl.testing import add_noise
 
 KINDS = tuple(segmenters.BACKBONES)
 VIT = segmenters.BACKBONES["vit"]
@@ -146,6 +158,28 @@ def test_an_adapter_behind_the_last_layer_read_is_refused() -> None:
     assert list(adapted_layers(task.backbone)) == ["blocks.0.attn.qkv", "blocks.1.attn.qkv"]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_ssf_behind_the_last_layer_stays_as_it_is(kind: str, tmp_path: Path) -> None:
+    """On the norm that feature maps do not pass, where no choice of layers reaches it."""
+    task = segmenters.new_task(kind, method=SSF())
+    path = "head.norm" if kind == "convnext" else "norm"
+    assert path in adapted_layers(task.backbone)
+    names = trainable(task.backbone)
+    assert not any(name.startswith(f"{path}.") for name in names)
+    assert "patch_embed.proj.adapter.scale" in names or kind == "convnext"
+    add_noise(parameter for name, parameter in names.items() if ".adapter." in name)
+    x, file = images(50, 40), tmp_path / "adapter.safetensors"
+    save_adapter(task.backbone, file, task.stored, task.task_record(), task.architecture.record())
+    with torch.no_grad():
+        expected = task.eval()(x)
+        served = segmenters.new_task(kind, method=SSF(), weights=str(file)).eval()
+        torch.testing.assert_close(served(x), expected)
+        merge(served.backbone)
+        torch.testing.assert_close(served(x), expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ConfigError, match="would not train"):
+        segmenters.new_task(kind, method=SSF(), layers=[1])
+
+
 def test_what_the_head_does_not_depend_on_stays_frozen(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         task = segmenters.new_task("swin", method=BitFit())
@@ -156,6 +190,15 @@ def test_what_the_head_does_not_depend_on_stays_frozen(caplog: pytest.LogCapture
     task = segmenters.new_task("vit", method=BitFit(), layers=[0])
     assert not any(name.startswith("blocks.1.") for name in trainable(task.backbone))
     assert "blocks.0.norm1.bias" in trainable(task.backbone)
+
+
+@pytest.mark.parametrize("size", [96, [96, 128]])
+@pytest.mark.parametrize("name", ["hiera_tiny_224", "vit_tiny_patch16_224"])
+def test_inputs_have_the_size_that_the_backbone_is_given(name: str, size: Any) -> None:
+    chosen = Segmenter(name, {"img_size": size}, 5)
+    model = chosen.build().eval()
+    assert chosen.input_config(model).image_size == ((96, 96) if size == 96 else (96, 128))
+    assert chosen.run(model, chosen.example(model, 1)).shape[:2] == (1, 5)
 
 
 def test_a_backbone_of_one_size_says_so() -> None:
