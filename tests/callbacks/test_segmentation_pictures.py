@@ -66,6 +66,14 @@ def test_overlays_while_training(folder: Path) -> None:
     assert found["n_expected"] == found["n_scored"] == 3
 
 
+@pytest.mark.parametrize("source", ["weights", "checkpoint"])
+def test_a_validation_leaves_a_picture_of_epoch_0(folder: Path, source: str) -> None:
+    last = folder / "run/checkpoints/last.ckpt"
+    from_ = {"weights": ("--model.weights", folder / "run/merged.safetensors"), "checkpoint": ("--ckpt_path", last)}
+    run(folder, "validate", f"validate_{source}", *map(str, from_[source]))
+    assert [path.name for path in (folder / f"validate_{source}" / "overlays").iterdir()] == ["epoch-000.png"]
+
+
 def test_the_files_test_and_fold_the_same(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scores = []
     for kind in ("adapter", "merged"):
