@@ -221,10 +221,12 @@ def parse_colors(colors: Mapping[str, int] | None) -> dict[tuple[int, int, int],
     """Reads the option ``color_map``, ids by colours as ``"#rrggbb"``.
 
     Raises:
-        ConfigError: A key is no such colour, or an id is negative.
+        ConfigError: A key is no such colour, an id is out of its range, or a colour, in either case of its letters, has
+            two ids.
     """
     if colors is None:
         return None
+    found: dict[tuple[int, int, int], int] = {}
     for color, id_ in colors.items():
         if not re.fullmatch("#[0-9a-fA-F]{6}", color) or not 0 <= id_ < 2**16:
             raise ConfigError(
@@ -232,4 +234,11 @@ def parse_colors(colors: Mapping[str, int] | None) -> dict[tuple[int, int, int],
                 where="data.color_map",
                 fix=f"write colours as '#ff8000', and ids of 0 to {2**16 - 1}",
             )
-    return {(int(c[1:3], 16), int(c[3:5], 16), int(c[5:7], 16)): id_ for c, id_ in colors.items()}
+        red, green, blue = bytes.fromhex(color[1:])
+        if (first := found.setdefault((red, green, blue), id_)) != id_:
+            raise ConfigError(
+                f"color_map has two ids of one colour: {color!r} is id {first} and id {id_}",
+                where="data.color_map",
+                fix="give each colour one id",
+            )
+    return found

@@ -178,6 +178,12 @@ def test_colors_that_are_none(colors: dict[str, int]) -> None:
         parse_colors(colors)
 
 
+def test_a_colour_has_one_id() -> None:
+    with pytest.raises(ConfigError, match=r"'#ff0000' is id 1 and id 2 .*data.color_map"):
+        parse_colors({"#FF0000": 1, "#00ff00": 1, "#ff0000": 2})
+    assert parse_colors({"#FF0000": 1, "#ff0000": 1}) == {(255, 0, 0): 1}
+
+
 @pytest.mark.parametrize(
     ("rule", "drawn", "bad", "allowed", "fix"),
     [
