@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self, cast
 
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from lightning_petl import probe
 from lightning_petl.adapter import JSON
 from lightning_petl.backbones import timm_models
 from lightning_petl.backbones.architecture import Architecture
@@ -31,7 +32,7 @@ class Segmenter(Architecture):
     taken: zeros, the mean after normalisation, fill them up on the right and below to a multiple of the coarsest map's
     reduction. A ViT's position embedding is resampled to the image's grid (bicubic, timm's own
     ``resample_abs_pos_embed``), and Swin fills up its windows itself. A backbone that timm gives one size alone (BEiT,
-    Hiera) takes images of that size: windows of it, in inference.
+    Hiera, CoAtNet) takes images of that size: windows of it, in inference.
 
     Args:
         name: timm's name of a model.
@@ -77,8 +78,8 @@ class Segmenter(Architecture):
         """The arguments as given, and what makes the model take images of any size."""
         given = dict(self.arguments)
         with torch.device("meta"):  # no memory, and no weights: its class alone is asked for
-            known = inspect.signature(type(timm_models.create(self.name, given, 0))).parameters
-        settings = next((setting for setting in ANY_SIZE if known.keys() >= setting.keys()), {})
+            model = timm_models.create(self.name, given, 0)
+        settings = next((setting for setting in ANY_SIZE if _takes(model, setting.keys())), {})
         return {**settings, **given}
 
     def _main(self, levels: Sequence[Feature]) -> tuple[int, ...]:
@@ -113,16 +114,35 @@ class Segmenter(Architecture):
         rows, columns = self.grid_size(model, (height, width))
         padded = F.pad(inputs, (0, columns - width, 0, rows - height))
         try:
-            maps = model.forward_intermediates(  # type: ignore[operator]
-                padded, indices=list(_head(model).taken), norm=False, stop_early=True, intermediates_only=True
+            return _maps(model, padded)
+        except _SIZE_ERRORS as error:
+            if (rows, columns) == self.input_config(model).image_size or not self.of_one_size(model):
+                raise
+            raise self._wrong_size(model, (rows, columns), error) from error
+
+    def of_one_size(self, model: nn.Module) -> bool:
+        """Whether the backbone takes a blank image of its own size, and fails on a larger one."""
+        own, multiple = self.input_config(model).image_size, _head(model).multiple
+        height, width = self.grid_size(model, own)
+        return not _runs(model, (height + multiple, width + multiple)) and _runs(model, own)
+
+    def _wrong_size(self, model: nn.Module, size: tuple[int, int], error: Exception) -> ConfigError:
+        own = self.input_config(model).image_size
+        if self.grid_size(model, own) != own:
+            fix = f"choose model.layers whose reductions divide {own[0]} and {own[1]}, or another backbone"
+        else:
+            named = "or set model.backbone_args.img_size, " if _takes(model, {"img_size"}) else ""
+            fix = (
+                f"set data.image_size to {list(own)}, and model.inference to slide with model.window {list(own)} or "
+                f"null, {named}or choose another backbone"
             )
-        except AssertionError as error:
-            size = " x ".join(map(str, self.input_config(model).image_size))
-            fix = f"use windows and crops of {size}, set backbone_args.img_size, or choose another backbone"
-            raise ConfigError(
-                f"{self.name} takes no images of {rows} x {columns}: {error}", where="model.backbone", fix=fix
-            ) from None
-        return cast(list[Tensor], maps)
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        what = f"{self.name} takes no images of {size[0]} x {size[1]}, its own size is {own[0]} x {own[1]} ({reason})"
+        return ConfigError(what, where="model.backbone", fix=fix)
+
+    def reads_last(self, model: nn.Module) -> bool:
+        """Whether a head reads the last layer that gives a feature map."""
+        return _head(model).taken[-1] == len(_levels(model, self.name)) - 1
 
     def grid_size(self, model: nn.Module, size: Sequence[int]) -> tuple[int, int]:
         """The height and width to which an image is filled up."""
@@ -163,6 +183,35 @@ class Segmenter(Architecture):
         channels = None if head["channels"] is None else int(head["channels"])
         settings = (head["kind"], channels, layers, tuple(map(int, head["auxiliary"])), float(head["dropout"]))
         return cls(str(record["name"]), arguments, int(arguments.pop("num_classes")), *settings)
+
+
+_SIZE_ERRORS = (AssertionError, RuntimeError)
+"""What timm's models and torch raise at an image of a wrong size; they raise them for other reasons, too."""
+
+
+def _takes(model: nn.Module, arguments: Set[str]) -> bool:
+    """Whether a model's class has these arguments."""
+    return inspect.signature(type(model)).parameters.keys() >= arguments
+
+
+def _maps(model: nn.Module, images: Tensor) -> list[Tensor]:
+    """Feature maps of the layers that the heads read."""
+    layers = list(_head(model).taken)
+    maps = model.forward_intermediates(  # type: ignore[operator]
+        images, indices=layers, norm=False, stop_early=True, intermediates_only=True
+    )
+    return cast(list[Tensor], maps)
+
+
+def _runs(model: nn.Module, size: tuple[int, int]) -> bool:
+    """Whether a model takes a blank image of a size."""
+    blank = next(model.parameters()).new_zeros(1, 3, *size)
+    with probe.mode(model, False), torch.no_grad():
+        try:
+            _maps(model, blank)
+        except _SIZE_ERRORS:
+            return False
+    return True
 
 
 def _levels(model: nn.Module, name: str) -> Sequence[Mapping[str, Any]]:

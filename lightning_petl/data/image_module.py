@@ -62,6 +62,8 @@ class ImageDataModule(PETLDataModule):
     A subclass calls ``super().__init__(**options)`` and gives `classes` and `source`.
     """
 
+    gives = "images"
+
     def __init__(
         self,
         batch_size: int = 64,

@@ -51,6 +51,9 @@ class PETLDataModule(LightningDataModule, ABC):
     files: ClassVar[str] = "files"
     """What its samples are, for messages."""
 
+    gives: ClassVar[str] = ""
+    """Its samples with their labels, which a task may not take; empty where any task may take them."""
+
     split_suffix: ClassVar[str] = ""
     """What follows the name of a split in the option that gives it, for messages."""
 

@@ -35,6 +35,8 @@ class ClassificationTask(PETLTask):
         **kwargs: See `PETLTask`.
     """
 
+    takes = "images"
+
     def __init__(
         self,
         backbone: str,

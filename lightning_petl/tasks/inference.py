@@ -28,7 +28,8 @@ class Inference:
     - "whole" gives the model each image at once.
     - "slide" gives it windows. Where windows overlap, a pixel's score is the mean over those that hold it. The last
       window of a row or column ends at the image's border. An image smaller than a window in one direction has a
-      smaller window there, so that a window which covers the image gives what "whole" gives.
+      smaller window there, so that a window which covers the image gives what "whole" gives; with ``fill``, zeros fill
+      it up to the window on the right and below, and their scores are cut off.
 
     With several scales, or with ``flip``, the probabilities of all views are averaged on the mask's pixels.
 
@@ -41,6 +42,7 @@ class Inference:
         per_step: Windows, or whole images of one size, that the model takes at a time.
         scales: Factors of an image's size.
         flip: Whether to add each view's mirror image.
+        fill: Whether images smaller than a window are filled up to it, for models that take one size alone.
 
     Raises:
         ConfigError: A setting is out of its range, or has no effect.
@@ -52,6 +54,7 @@ class Inference:
     per_step: int = 8
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
+    fill: bool = False
 
     def __post_init__(self) -> None:
         window, stride = self.window or (1, 1), self.stride or (1, 1)
@@ -131,8 +134,11 @@ class Inference:
 
     def _slide(self, score: Score, image: Tensor) -> Tensor:
         """The mean over windows, ``(classes, h, w)``."""
+        shown = image.shape[-2:]
+        window = self.window or (shown[0], shown[1])
+        if self.fill:
+            image = F.pad(image, (0, max(0, window[1] - shown[1]), 0, max(0, window[0] - shown[0])))
         height, width = image.shape[-2:]
-        window = self.window or (height, width)
         stride = self.stride or tuple(max(1, 2 * side // 3) for side in window)
         rows, high = _starts(height, window[0], stride[0]), min(height, window[0])
         columns, wide = _starts(width, window[1], stride[1]), min(width, window[1])
@@ -148,7 +154,7 @@ class Inference:
         assert total is not None  # there is a window
         if len(places) > 1:
             total /= _counts(rows, high, height, total)[:, None] * _counts(columns, wide, width, total)
-        return total
+        return total[:, : shown[0], : shown[1]]
 
 
 def _starts(length: int, window: int, stride: int) -> list[int]:

@@ -30,15 +30,23 @@ def unreached(model: nn.Module, outputs: Sequence[Tensor]) -> list[str]:
     return [name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None]
 
 
-def freeze_unreached(model: nn.Module, outputs: Sequence[Tensor]) -> None:
-    """Freezes what the method trains in place and no output depends on, and says so in one line.
+def freeze_unreached(model: nn.Module, outputs: Sequence[Tensor], read_last: bool) -> None:
+    """Freezes what no output depends on, and says so in one line.
+
+    That is what the method trains in place, and, where the last layer is read, adapters that no choice of layers
+    reaches, such as SSF's on the norm behind the last block.
+
+    Args:
+        model: The model.
+        outputs: What it computed with gradients on.
+        read_last: Whether the last layer of those that can be read is among those that are.
 
     Raises:
-        ConfigError: An adapter is among it.
+        ConfigError: An adapter is among it that a later layer would reach.
     """
     names = unreached(model, outputs)
     layers = [path for path in adapted_layers(model) if any(name.startswith(f"{path}.adapter.") for name in names)]
-    if layers:
+    if layers and not read_last:
         more = f" and {len(layers) - 1} more" if len(layers) > 1 else ""
         raise ConfigError(
             f"the adapter of {layers[0]}{more} would not train: the head reads no layer behind it",

@@ -81,8 +81,9 @@ def warn_of_inputs(found: object, mine: Mapping[str, Any], what: str) -> None:
     parts = found if isinstance(found, Mapping) else {}
     known = {part: settings for part, settings in mine.items() if isinstance(parts.get(part), Mapping)}
     for setting, (recorded, used) in differences({part: parts[part] for part in known}, known).items():
-        name = setting.partition(".")[2]
+        part, _, name = setting.partition(".")
+        of = "model's input" if part == "input" else part
         rank_zero_warn(
-            f"{name} of the model's input is {shown(used)}, and was {shown(recorded)} when {what} was trained",
+            f"{name} of the {of} is {shown(used)}, and was {shown(recorded)} when {what} was trained",
             category=DataWarning,
         )

@@ -67,6 +67,7 @@ class SegmentationTask(PETLTask):
         **kwargs: See `PETLTask`.
     """
 
+    takes = "images with masks"
     monitor: ClassVar[str] = "val/miou"
     architecture: Segmenter
 
@@ -111,16 +112,18 @@ class SegmentationTask(PETLTask):
         return Segmenter(name, arguments, num_classes, *self._head, self._dropout)
 
     def _with_window(self, chosen: Inference) -> Inference:
-        """The settings, with the backbone's own size where windows have none."""
-        if chosen.kind != "slide" or chosen.window is not None:
+        """The settings, with windows of the backbone's own size where none is given, filled up if it takes no other."""
+        if chosen.kind != "slide":
             return chosen
-        return replace(chosen, window=self.input_config.image_size)
+        window = chosen.window or self.input_config.image_size
+        return replace(chosen, window=window, fill=self.architecture.of_one_size(self.backbone))
 
     def _freeze_unreached(self) -> None:
         """Runs the model on one blank image, with gradients, to see what the heads depend on."""
         image = torch.zeros(1, 3, *self.input_config.image_size)
         with probe.mode(self.backbone, False), torch.enable_grad():
-            freeze_unreached(self.backbone, self.architecture.run_all(self.backbone, image))
+            outputs = self.architecture.run_all(self.backbone, image)
+            freeze_unreached(self.backbone, outputs, self.architecture.reads_last(self.backbone))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Scores ``(batch, classes, height, width)`` of images ``(batch, 3, height, width)``, on their pixels."""

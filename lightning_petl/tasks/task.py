@@ -20,7 +20,7 @@ from lightning_petl.errors import ConfigError, PETLError
 from lightning_petl.injection import inject
 from lightning_petl.store import MERGED_FORMAT, load_adapter, load_merged, tensor_digests
 from lightning_petl.tasks import checkpoint as checkpoints
-from lightning_petl.tasks import recorded
+from lightning_petl.tasks import random_state, recorded
 from lightning_petl.tasks.further import train_further
 from lightning_petl.tasks.optimization import Annealing, LearningRate, Schedule, adamw, optimize
 from lightning_petl.tasks.single_samples import refuse_single
@@ -62,6 +62,9 @@ class PETLTask(pl.LightningModule, ABC):
             ``["fc_norm.*"]`` or ``[".*bias"]``: regular expressions, each a full match on names of the plain
             backbone's parameters. They are stored with the adapter. The weight of an adapted layer is refused.
     """
+
+    takes: ClassVar[str] = ""
+    """What its samples are, as `PETLDataModule.gives` says it; empty takes any."""
 
     monitor: ClassVar[str] = "val/acc1"
     """The metric that checkpoints are chosen by, the largest first, where no other is given."""
@@ -112,6 +115,8 @@ class PETLTask(pl.LightningModule, ABC):
         self.head = self.architecture.head(self.backbone)
         self.trained_further: tuple[str, ...] = ()
         self._adapt(merged)
+        self._random: list[dict[str, Tensor]] | None = None
+        self._dtypes = {parameter.dtype for parameter in self.backbone.parameters()}
         # Whatever a checkpoint lacks is compared by name in on_load_checkpoint; the frozen rest is not in it.
         self.strict_loading = False
 
@@ -156,7 +161,18 @@ class PETLTask(pl.LightningModule, ABC):
         return {"input": cast(JSON, config.to_dict())} if isinstance(config, InputConfig) else {}
 
     def setup(self, stage: str) -> None:
-        """Says where samples become inputs in another way than when the weights were trained."""
+        """Says where samples become inputs in another way than when the weights were trained.
+
+        Raises:
+            ConfigError: The data module gives samples of another kind than the task takes.
+        """
+        data = getattr(self._trainer, "datamodule", None)
+        if isinstance(data, PETLDataModule) and self.takes != data.gives and self.takes and data.gives:
+            raise ConfigError(
+                f"{type(self).__name__} takes {self.takes}, and {type(data).__name__} gives {data.gives}",
+                where="model.class_path, data.class_path",
+                fix="choose a task and data that fit together",
+            )
         if self.weights_header is not None:
             recorded.warn_of_inputs(self.weights_header.get("task"), self.inputs_record(), str(self.weights))
 
@@ -225,7 +241,16 @@ class PETLTask(pl.LightningModule, ABC):
     # -- modes and frozenness ------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        """Sets the modes, which Lightning leaves as they are, and remembers the frozen tensors."""
+        """Sets the modes, which Lightning leaves as they are, and remembers the frozen tensors.
+
+        Raises:
+            ConfigError: The trainer turned the frozen weights into others, of another precision.
+        """
+        found = {parameter.dtype for parameter in self.backbone.parameters()}
+        if found != self._dtypes:
+            names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in found))
+            fix = "leave the weights as they are: use 32-true, bf16-mixed or 16-mixed"
+            raise ConfigError(f"the frozen weights became {names}", where="trainer.precision", fix=fix)
         self.train()
         if self.backbone_mode == "eval":
             self.backbone.eval()
@@ -265,12 +290,20 @@ class PETLTask(pl.LightningModule, ABC):
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps what trains, and a record in plain values of what it belongs to."""
+        """Keeps what trains, a record in plain values of what it belongs to, and where random numbers are."""
         checkpoints.reduce(checkpoint, self)
+        checkpoint[random_state.KEY] = random_state.states(self.device)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another backbone, method or head, or with other tensors than this task trains."""
         checkpoints.check(checkpoint, self)
+        self._random = checkpoint.get(random_state.KEY)
+
+    def on_train_start(self) -> None:
+        """Goes on with the random numbers where the checkpoint left them."""
+        if self._random is not None:
+            found, self._random = self._random, None
+            random_state.restore(found, self.device, self.trainer.world_size, self.trainer.global_rank)
 
 
 def _count(classes: tuple[str, ...] | None, num_classes: int | None) -> int:
@@ -283,6 +316,7 @@ def _count(classes: tuple[str, ...] | None, num_classes: int | None) -> int:
             f"num_classes is {num_classes}, the data has {len(classes)}", where="model.num_classes", fix=fix
         )
     count = len(classes) if classes is not None else cast(int, num_classes)
-    if count < 1:
-        raise ConfigError(f"num_classes is {count}", where="model.num_classes", fix="give at least one class")
+    if count < 2:
+        fix = "give two classes or more, what belongs to none (the background) among them"
+        raise ConfigError(f"{count} classes leave nothing to tell apart", where="model.num_classes", fix=fix)
     return count

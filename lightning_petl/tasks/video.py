@@ -45,6 +45,8 @@ class VideoClassificationTask(ClassificationTask):
             on the hub.
     """
 
+    takes = "videos"
+
     def __init__(
         self,
         backbone: str,

@@ -201,13 +201,50 @@ def test_inputs_have_the_size_that_the_backbone_is_given(name: str, size: Any) -
     assert chosen.run(model, chosen.example(model, 1)).shape[:2] == (1, 5)
 
 
-def test_a_backbone_of_one_size_says_so() -> None:
-    arguments = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
-    chosen = Segmenter("beit_base_patch16_224", arguments, 5)
+@pytest.mark.parametrize("kind", segmenters.ONE_SIZE)
+def test_a_backbone_of_one_size_says_so(kind: str) -> None:
+    settings = segmenters.ONE_SIZE[kind]
+    chosen = Segmenter(settings["backbone"], settings["backbone_args"], 5, layers=(-1,))
     model = chosen.build().eval()
-    assert chosen.run(model, images(32, 32)).shape == (2, 5, 4, 4)
-    with pytest.raises(ConfigError, match=r"beit_base_patch16_224 takes no images of 48 x 40"):
-        chosen.run(model, images(48, 40))
+    assert chosen.of_one_size(model)
+    assert chosen.run(model, images(64, 64)).shape[:2] == (2, 5)
+    told = (
+        rf"^{settings['backbone']} takes no images of 96 x 64, its own size is 64 x 64 \(.+\) \[model\.backbone\] - set "
+        r"data\.image_size to \[64, 64\], and model\.inference to slide .*model\.backbone_args\.img_size"
+    )
+    with pytest.raises(ConfigError, match=told) as caught:
+        chosen.run(model, images(90, 64))
+    assert isinstance(caught.value.__cause__, AssertionError | RuntimeError)
+
+
+def test_layers_that_fill_up_a_backbones_own_size_are_named() -> None:
+    """LeViT's last map is a 64th of its 224 pixels, which are no multiple of 64."""
+    chosen = Segmenter("levit_128s", {}, 5)
+    model = chosen.build().eval()
+    with pytest.raises(
+        ConfigError, match=r"takes no images of 256 x 256, .* choose model\.layers whose reductions divide 224"
+    ):
+        chosen.run(model, images(224, 224))
+    chosen = Segmenter("levit_128s", {}, 5, layers=(1,))
+    assert chosen.run(chosen.build().eval(), images(224, 224)).shape[:2] == (2, 5)
+
+
+@pytest.mark.parametrize(("kind", "size"), [("beit", 64), ("vit", 32), ("vit", 64)])
+def test_other_errors_of_a_backbone_stay_as_they_are(kind: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as want of memory, at the own size of any backbone, and at every size of one that takes all."""
+    settings = (segmenters.BACKBONES | segmenters.ONE_SIZE)[kind]
+    chosen = Segmenter(**named(settings))
+    model = chosen.build().eval()
+    run = model.forward_intermediates
+
+    def fails(x: Tensor, **options: Any) -> list[Tensor]:
+        if len(x) > 1:
+            raise torch.OutOfMemoryError("no memory")
+        return run(x, **options)
+
+    monkeypatch.setattr(model, "forward_intermediates", fails)
+    with pytest.raises(torch.OutOfMemoryError, match="no memory"):
+        chosen.run(model, images(size, size))
 
 
 @pytest.mark.parametrize(

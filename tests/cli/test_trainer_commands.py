@@ -145,24 +145,45 @@ def test_verify_finds_a_flipped_byte(fitted: Path, tmp_path: Path, capsys: pytes
     assert "digest does not match" in capsys.readouterr().err
 
 
-def test_a_fit_resumes_with_its_optimizer_and_schedule(tmp_path: Path) -> None:
-    command("fit", tmp_path / "whole", "--trainer.max_epochs", "3", "--model.method.dropout", "0")
-    # Stopped after two of three epochs: the cosine is one of three epochs, as max_time or a signal would stop it.
-    stop = ["--trainer.max_epochs", "3", "--trainer.limit_val_batches", "1.0", "--model.method.dropout", "0"]
-    command("fit", tmp_path / "first", *stop, "--trainer.max_steps", str(2 * 13))
-    last = tmp_path / "first" / "checkpoints" / "last.ckpt"
-    saved = torch.load(last, weights_only=True)
-    assert saved["epoch"] == 1
-    assert saved["optimizer_states"][0]["state"]
-    assert saved["lr_schedulers"]
-    command(
-        "fit", tmp_path / "second", "--trainer.max_epochs", "3", "--model.method.dropout", "0", "--ckpt_path", str(last)
-    )
-    whole = torch.load(tmp_path / "whole/checkpoints/last.ckpt", weights_only=True)["state_dict"]
-    resumed = torch.load(tmp_path / "second/checkpoints/last.ckpt", weights_only=True)["state_dict"]
-    assert whole.keys() == resumed.keys()
-    for name, tensor in whole.items():
-        torch.testing.assert_close(resumed[name], tensor, rtol=1e-6, atol=1e-6)
+RANDOM = ["--trainer.max_epochs", "3", "--model.method.dropout", "0.3", "--model.backbone_args.drop_path_rate", "0.2"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fit of three epochs of 13 steps, with a checkpoint in the middle of the second."""
+    folder = tmp_path_factory.mktemp("whole")
+    every = {"every_n_train_steps": "18", "dirpath": str(folder / "steps"), "save_top_k": "-1"}
+    options = [word for name, value in every.items() for word in (f"--trainer.callbacks.{name}", value)]
+    command("fit", folder, *RANDOM, "--trainer.callbacks+", "ModelCheckpoint", *options)
+    return folder
+
+
+def test_a_fit_resumes_as_if_it_had_not_stopped(whole: Path, tmp_path: Path) -> None:
+    """To the bit, with dropout and drop-path, after an epoch and inside one."""
+    # Stopped before its end: the cosine is one of three epochs, as max_time or a signal would stop it.
+    command("fit", tmp_path / "first", *RANDOM, "--trainer.max_steps", str(2 * 13))
+    for name, steps in ((tmp_path / "first/checkpoints/last.ckpt", 26), (whole / "steps/epoch=1-step=18.ckpt", 18)):
+        saved = torch.load(name, weights_only=True)
+        assert saved["global_step"] == steps
+        assert saved["optimizer_states"][0]["state"]
+        assert saved["lr_schedulers"]
+        resumed = tmp_path / str(steps)
+        command("fit", resumed, *RANDOM, "--ckpt_path", str(name))
+        expected, found = (
+            torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for folder in (whole, resumed)
+        )
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_a_precision_that_changes_the_frozen_weights_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = ["--trainer.default_root_dir", str(tmp_path), "--trainer.max_epochs", "1"]
+    assert cli.run(["fit", *CONFIG, *root, "--trainer.precision", "bf16-true"]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "the frozen weights became bfloat16 [trainer.precision] - leave the weights as they are" in last
+    command("fit", tmp_path / "mixed", "--trainer.max_epochs", "1", "--trainer.precision", "bf16-mixed")
 
 
 def test_a_checkpoint_of_another_method_is_refused(
@@ -245,6 +266,21 @@ def test_a_head_of_another_class_count_is_refused(
     weights = ["--model.weights", str(fitted / "merged.safetensors"), "--trainer.default_root_dir", str(tmp_path)]
     assert cli.run(["test", *CONFIG, *data, *weights]) == 1
     assert "5 classes, the data 2" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_single_class_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its loss would be 0, and its accuracy 1."""
+    write_tree(tmp_path / "data", classes=1)
+    data = ["--data", "ImageFolderData", "--data.root", str(tmp_path / "data")]
+    assert cli.run(["fit", *CONFIG, *data, "--trainer.default_root_dir", str(tmp_path / "run")]) == 1
+    assert "1 classes leave nothing to tell apart [model.num_classes]" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_data_of_another_task_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = ["--trainer.default_root_dir", str(tmp_path)]
+    assert cli.run(["fit", *CONFIG, *root, "--model.class_path", "SegmentationTask"]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "SegmentationTask takes images with masks, and DigitsData gives images [model.class_path, data.c" in last
 
 
 def test_frozen_batch_norm_stays_as_it_is(tmp_path: Path) -> None:

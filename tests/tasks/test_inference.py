@@ -71,6 +71,34 @@ def test_a_window_that_covers_the_image_gives_the_whole(kind: str, size: tuple[i
     assert torch.equal(whole, slid)
 
 
+@pytest.mark.parametrize("size", [(40, 50), (64, 64), (30, 100), (100, 7)])
+@pytest.mark.parametrize("kind", segmenters.ONE_SIZE)
+def test_small_images_are_filled_up_for_backbones_of_one_size(kind: str, size: tuple[int, int]) -> None:
+    task = segmenters.new_task(kind, inference="slide", scales=(0.5,)).eval()
+    x = image(*size)
+    height, width = (max(64, side) for side in size)
+    padded = F.pad(x, (0, width - size[1], 0, height - size[0]))
+    sliding = Inference("slide", (64, 64))
+    with torch.no_grad():
+        expected = only(sliding, task, padded)[:, : size[0], : size[1]]
+        once = segmenters.new_task(kind, inference="slide").eval()
+        assert torch.equal(next(once.scores([x], [size])), expected)
+        half = next(task.scores([x], [size]))  # smaller than a window in each direction
+        small = F.interpolate(x[None], scale_factor=0.5, mode="bilinear", antialias=True, recompute_scale_factor=True)
+        assert half.shape == (5, *size)
+        inner = next(once.scores([small[0]], [tuple(small.shape[-2:])]))
+        torch.testing.assert_close(half, F.interpolate(inner[None], size=size, mode="bilinear")[0])
+
+
+@pytest.mark.parametrize("kind", segmenters.BACKBONES)
+def test_backbones_of_any_size_get_smaller_windows(kind: str) -> None:
+    task = segmenters.new_task(kind, inference="slide", window=(64, 64)).eval()
+    assert not task.inference.fill
+    x = image(20, 24)
+    with torch.no_grad():
+        assert torch.equal(next(task.scores([x], [(20, 24)])), task(x[None])[0])
+
+
 def test_scores_are_resampled_to_the_masks_size() -> None:
     x = image(10, 14)
     expected = F.interpolate(pointwise(x[None]), size=(25, 9), mode="bilinear", align_corners=False)[0]

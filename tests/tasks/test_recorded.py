@@ -14,7 +14,7 @@ import segmenters
 import torch
 
 from lightning_petl import ConfigError, RepAdapter, merge, save_adapter
-from lightning_petl.data import DigitsData, VideoListData
+from lightning_petl.data import DigitsData, SegmentationFolderData, VideoListData
 from lightning_petl.data.notices import DataWarning
 from lightning_petl.store import save_merged
 from lightning_petl.tasks import ClassificationTask, PETLTask
@@ -161,3 +161,24 @@ def test_the_frames_that_are_taken_are_part_of_a_videos_input(tmp_path: Path) ->
         "fps": None,
     }
     assert recorded["input"]["image_size"] == [32, 32]  # type: ignore[index, call-overload]
+
+
+def test_what_ids_of_masks_mean_is_told(tmp_path: Path) -> None:
+    segmenters.write_scenes(tmp_path / "data")
+    scenes: dict[str, Any] = {
+        "root": str(tmp_path / "data"),
+        "train": ["images/train", "masks/train"],
+        "val": None,
+        "test": ["images/test", "masks/test"],
+        "class_names": tuple("abcd"),
+        "image_size": 32,
+        "short_side": 32,
+    }
+    task = segmenters.new_task(classes=tuple("abcd"), num_classes=None)
+    run(tmp_path).fit(task, SegmentationFolderData(**scenes))
+    path = save(task, tmp_path, "adapter")
+    served = segmenters.new_task(classes=tuple("abcd"), num_classes=None, weights=path)
+    assert [text for text in told(served, tmp_path, SegmentationFolderData(**scenes)) if "trained" in text] == []
+    other = SegmentationFolderData(**scenes, reduce_zero_label=True)
+    texts = [text for text in told(served, tmp_path, other) if "trained" in text]
+    assert texts == [f"reduce_zero_label of the masks is True, and was False when {path} was trained"]

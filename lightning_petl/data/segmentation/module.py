@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from lightning_petl.adapter import JSON
 from lightning_petl.data.input_choice import InputChoice
 from lightning_petl.data.input_config import InputConfig
 from lightning_petl.data.module import PETLDataModule
@@ -122,6 +123,7 @@ class SegmentationDataModule(PETLDataModule):
     """
 
     files = "images"
+    gives = "images with masks"
 
     ignore_index = IGNORED
     """The id of pixels without a class in the masks of batches, whatever it is in the files."""
@@ -173,6 +175,12 @@ class SegmentationDataModule(PETLDataModule):
     def source(self, split: str) -> PairSource | None:
         """The pairs of "train", "val", "test" or "predict"; None where the data set has no such split."""
         return self._sources.get(split)
+
+    def inputs_record(self) -> dict[str, JSON]:
+        """How images become inputs, ``input``, and what the ids of masks in files mean, ``masks``."""
+        rule = next(iter(self._sources.values())).rule
+        masks: dict[str, JSON] = {"reduce_zero_label": rule.reduce_zero_label, "ignore_index": rule.ignore_index}
+        return {**super().inputs_record(), "masks": masks}
 
     def check_input(self) -> None:
         """Builds the transform of evaluation, which raises where it cannot be.

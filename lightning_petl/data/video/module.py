@@ -113,6 +113,8 @@ class VideoDataModule(PETLDataModule):
     parser of configurations finds no fields of a class that a dictionary of options holds.
     """
 
+    gives = "videos"
+
     flips: ClassVar[bool] = True
     """Whether a mirrored video has the same label."""
 
