@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -82,18 +83,17 @@ def decode(path: str | os.PathLike[str], limits: ImageLimits = DEFAULT_LIMITS) -
         raise DataError(failure(name, error), where=name, fix="replace the file or remove it from the data") from error
 
 
-def failure(path: str, error: Exception) -> str:
-    """What went wrong when a file was opened or decoded, in words."""
+def failure(path: str, error: Exception, what: str = "image", formats: Sequence[str] = FORMATS) -> str:
+    """What went wrong when a file was opened or decoded, in words; ``what`` it is, and what formats it may have."""
     if isinstance(error, UnidentifiedImageError):
         empty = not Path(path).stat().st_size
-        return (
-            "the image file is empty" if empty else f"the file is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image"
-        )
+        known = f"{', '.join(formats[:-1])} or {formats[-1]}"
+        return f"the {what} file is empty" if empty else f"the file is no {known} {what}"
     if isinstance(error, FileNotFoundError):
-        return "the image file does not exist"
+        return f"the {what} file does not exist"
     if isinstance(error, OSError) and error.strerror:
-        return f"the image file cannot be read: {error.strerror}"
-    return f"the image cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}"
+        return f"the {what} file cannot be read: {error.strerror}"
+    return f"the {what} cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}"
 
 
 def _rgb(image: Image.Image, path: str) -> Image.Image:

@@ -162,7 +162,7 @@ def read_mask(path: str | os.PathLike[str], rule: MaskRule, limits: ImageLimits 
     try:
         with Image.open(name, formats=FORMATS) as file:
             _check_kind(file, name)
-            limits.check(file.width, file.height, name)
+            limits.check(file.width, file.height, name, "mask")
             stretch = _STRETCH.get(str(file.tile[0].args), 1) if file.tile else 1
             file.load()
             ImageOps.exif_transpose(file, in_place=True)
@@ -171,7 +171,7 @@ def read_mask(path: str | os.PathLike[str], rule: MaskRule, limits: ImageLimits 
         raise
     except Exception as error:  # as for images, decoders raise whatever they trip over
         raise DataError(
-            failure(name, error).replace("the image", "the mask", 1),
+            failure(name, error, "mask", FORMATS_OF_MASKS),
             where=name,
             fix="replace the file or remove it from the data",
         ) from error

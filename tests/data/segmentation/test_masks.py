@@ -123,9 +123,10 @@ def two_frames(path: Path) -> None:
         (saved("L", "JPEG"), "JPEG file, whose compression may change ids"),
         (saved("RGB", "WEBP", lossless=True), "WEBP file"),
         (two_frames, "has 2 frames"),
-        (saved("I", "TIFF"), "no JPEG, PNG, WEBP or BMP"),
-        (lambda path: path.write_bytes(b""), "is empty"),
-        (lambda path: path.write_text("hello"), "no JPEG, PNG, WEBP or BMP"),
+        (saved("I", "TIFF"), "the file is no PNG or BMP mask"),
+        (lambda path: path.write_bytes(b""), "the mask file is empty"),
+        (lambda path: path.write_text("hello"), "the file is no PNG or BMP mask"),
+        (lambda path: path.mkdir(), "the mask file cannot be read: Is a directory"),
         (lambda path: None, "the mask file does not exist"),
     ],
 )
@@ -136,12 +137,13 @@ def test_files_that_hold_no_ids(tmp_path: Path, spoil: Callable[[Path], None], m
         read_mask(path, TEN)
     assert str(path) in caught.value.where
     assert "\n" not in str(caught.value)
+    assert "image" not in caught.value.what
 
 
 def test_half_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "mask.png", ids((64, 64), list(range(10))))
     path.write_bytes(path.read_bytes()[:-600])
-    with pytest.raises(DataError, match=r"mask cannot be decoded.*truncated"):
+    with pytest.raises(DataError, match=r"the mask cannot be decoded.*truncated"):
         read_mask(path, TEN)
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     with pytest.raises(ConfigError, match="LOAD_TRUNCATED_IMAGES"):
@@ -150,7 +152,7 @@ def test_half_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_size_is_checked_before_decoding(tmp_path: Path) -> None:
     path = write(tmp_path / "mask.png", ids((64, 64), [0]))
-    with pytest.raises(DataError, match="max_pixels=100"):
+    with pytest.raises(DataError, match="the mask is 64x64 pixels, outside max_pixels=100"):
         read_mask(path, TEN, ImageLimits(max_pixels=100))
 
 
