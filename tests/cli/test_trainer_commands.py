@@ -176,6 +176,26 @@ def test_a_fit_resumes_as_if_it_had_not_stopped(whole: Path, tmp_path: Path) -> 
         assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
+def test_the_last_checkpoint_and_the_best_where_the_first_epoch_is_the_best(tmp_path: Path) -> None:
+    """The last one is of the last epoch, and a fit that goes on in another folder keeps the best that was."""
+    worst = ["--checkpoint.monitor", "val/loss", "--checkpoint.mode", "max", *RANDOM]
+    command("fit", tmp_path / "first", *worst, "--trainer.max_steps", str(2 * 13))
+    saved = torch.load(tmp_path / "first/checkpoints/last.ckpt", weights_only=True)
+    assert (saved["epoch"], saved["global_step"]) == (1, 26)
+    assert best(tmp_path / "first").name == "best-epoch=0.ckpt"
+    command("fit", tmp_path / "second", *worst, "--ckpt_path", str(tmp_path / "first/checkpoints/last.ckpt"))
+    saved = torch.load(tmp_path / "second/checkpoints/last.ckpt", weights_only=True)
+    assert (saved["epoch"], saved["global_step"]) == (2, 39)
+    found = [results(tmp_path / name)["best/val/loss"] for name in ("first", "second")]
+    assert found[0] == found[1] > results(tmp_path / "second")["val/loss"]
+    one, two = (read(tmp_path / name / "adapter.safetensors")[1] for name in ("first", "second"))
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+    assert best(tmp_path / "first").is_file()
+    command("fit", tmp_path / "whole", *worst)
+    whole = torch.load(tmp_path / "whole/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(saved["state_dict"][name], tensor) for name, tensor in whole.items())
+
+
 def test_a_precision_that_changes_the_frozen_weights_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
