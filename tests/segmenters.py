@@ -34,11 +34,34 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "convnext": {"backbone": "convnext_atto", "backbone_args": {"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32]}},
 }
 
+ONE_SIZE: dict[str, dict[str, Any]] = {
+    "beit": {
+        "backbone": "beit_base_patch16_224",
+        "backbone_args": {"img_size": 64, "patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2},
+    },
+    "hiera": {
+        "backbone": "hiera_tiny_224",
+        "backbone_args": {"img_size": [64, 64], "embed_dim": 16, "stages": [1, 1, 1, 1]},
+    },
+    "coatnet": {
+        "backbone": "coatnet_nano_rw_224",
+        "backbone_args": {
+            "img_size": 64,
+            "embed_dim": [32, 32, 32, 32],
+            "depths": [1, 1, 1, 1],
+            "stem_width": [16, 16],
+        },
+    },
+}
+"""Backbones that take images of 64 x 64 alone."""
+
 
 def new_task(kind: str = "vit", method: Method | None = None, seed: int = 7, **changes: Any) -> SegmentationTask:
     """A task on a small backbone; the frozen weights follow from the seed."""
     settings = (
-        {"pretrained": False, "num_classes": 5, "head_channels": 8, "warmup_epochs": 0} | BACKBONES[kind] | changes
+        {"pretrained": False, "num_classes": 5, "head_channels": 8, "warmup_epochs": 0}
+        | (BACKBONES | ONE_SIZE)[kind]
+        | changes
     )
     torch.manual_seed(seed)
     return SegmentationTask(method=method or RepAdapter(hidden_dim=4, dropout=0.0), **settings)

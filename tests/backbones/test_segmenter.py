@@ -209,8 +209,8 @@ def test_a_backbone_of_one_size_says_so(kind: str) -> None:
     assert chosen.of_one_size(model)
     assert chosen.run(model, images(64, 64)).shape[:2] == (2, 5)
     told = (
-        rf"^{settings['backbone']} takes no images of 96 x 64, its own size is 64 x 64 \(.+\) \[model\.backbone\] - set "
-        r"data\.image_size to \[64, 64\], and model\.inference to slide .*model\.backbone_args\.img_size"
+        rf"^{settings['backbone']} takes no images of 96 x 64, its own size is 64 x 64 \(.+\) \[model\.backbone\] - "
+        r"set data\.image_size to \[64, 64\], and model\.inference to slide .*model\.backbone_args\.img_size"
     )
     with pytest.raises(ConfigError, match=told) as caught:
         chosen.run(model, images(90, 64))

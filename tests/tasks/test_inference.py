@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from lightning_petl import ConfigError
+from lightning_petl import ConfigError, LinearProbe
 from lightning_petl.tasks.inference import Inference
 
 
@@ -74,20 +74,25 @@ def test_a_window_that_covers_the_image_gives_the_whole(kind: str, size: tuple[i
 @pytest.mark.parametrize("size", [(40, 50), (64, 64), (30, 100), (100, 7)])
 @pytest.mark.parametrize("kind", segmenters.ONE_SIZE)
 def test_small_images_are_filled_up_for_backbones_of_one_size(kind: str, size: tuple[int, int]) -> None:
-    task = segmenters.new_task(kind, inference="slide", scales=(0.5,)).eval()
+    task = segmenters.new_task(kind, LinearProbe(), inference="slide").eval()
     x = image(*size)
     height, width = (max(64, side) for side in size)
     padded = F.pad(x, (0, width - size[1], 0, height - size[0]))
-    sliding = Inference("slide", (64, 64))
     with torch.no_grad():
-        expected = only(sliding, task, padded)[:, : size[0], : size[1]]
-        once = segmenters.new_task(kind, inference="slide").eval()
-        assert torch.equal(next(once.scores([x], [size])), expected)
-        half = next(task.scores([x], [size]))  # smaller than a window in each direction
-        small = F.interpolate(x[None], scale_factor=0.5, mode="bilinear", antialias=True, recompute_scale_factor=True)
-        assert half.shape == (5, *size)
-        inner = next(once.scores([small[0]], [tuple(small.shape[-2:])]))
-        torch.testing.assert_close(half, F.interpolate(inner[None], size=size, mode="bilinear")[0])
+        expected = only(Inference("slide", (64, 64)), task, padded)[:, : size[0], : size[1]]
+        assert torch.equal(only(task.inference, task, x), expected)
+        assert torch.equal(next(task.scores([x], [size])), expected)
+
+
+@pytest.mark.parametrize("kind", segmenters.ONE_SIZE)
+def test_scales_below_one_are_filled_up_for_backbones_of_one_size(kind: str) -> None:
+    task = segmenters.new_task(kind, LinearProbe(), inference="slide", scales=(0.5,)).eval()
+    x = image(64, 80)
+    small = F.interpolate(x[None], size=(32, 40), mode="bilinear", antialias=True)
+    with torch.no_grad():
+        inner = task(F.pad(small, (0, 24, 0, 32)))[..., :32, :40]
+        expected = F.interpolate(inner, size=(64, 80), mode="bilinear")[0]
+        torch.testing.assert_close(next(task.scores([x], [(64, 80)])), expected)
 
 
 @pytest.mark.parametrize("kind", segmenters.BACKBONES)
