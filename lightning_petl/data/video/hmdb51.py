@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Unpack
 
 from lightning_petl.data.folder_tree import require_folder
 from lightning_petl.data.limits import DEFAULT_LIMITS, ImageLimits
 from lightning_petl.data.notices import listed
-from lightning_petl.data.video.files import VideoFolder
+from lightning_petl.data.video.files import VIDEOS, VideoFolder
 from lightning_petl.data.video.module import VideoDataModule, VideoOptions
 from lightning_petl.data.video.splits import Entry, locate, read_lines, require_one_of_three
 from lightning_petl.errors import DataError
@@ -37,7 +38,7 @@ class HMDB51Data(VideoDataModule):
         **options: See `VideoOptions`.
 
     Raises:
-        DataError: A folder, lists or videos are missing, lines are bad, or a class has none.
+        DataError: A folder, lists or videos are missing, lines are bad, a class has none, or a class folder no list.
         ConfigError: An option is out of its range.
     """
 
@@ -63,6 +64,7 @@ class HMDB51Data(VideoDataModule):
             raise DataError(
                 f"{base / splits} has no lists of split {split}", where="data.splits", fix=f"they end in {ending}"
             )
+        _require_lists(base / videos, lists, base / splits, ending)
         classes = sorted(lists)
         parts: dict[str, list[Entry]] = {name: [] for name in _PARTS}
         for label, name in enumerate(classes):
@@ -75,6 +77,19 @@ class HMDB51Data(VideoDataModule):
         if val_on_test:
             found["val"] = found["test"]
         self.fill(found, classes, predict=None if predict is None else base / predict)
+
+
+def _require_lists(videos: Path, lists: Mapping[str, Path], splits: Path, ending: str) -> None:
+    """Refuses folders of videos without a list: without its class, the labels behind it would be others."""
+    for name in sorted(path.name for path in videos.iterdir() if path.is_dir()):
+        if name in lists or name.startswith("."):
+            continue
+        if any(path.suffix.lower() in VIDEOS.extensions for path in (videos / name).iterdir()):
+            raise DataError(
+                f"the class folder {videos / name} has no list {splits / (name + ending)}",
+                where="data.splits",
+                fix="add the list, or move the folder elsewhere",
+            )
 
 
 def _read(file: Path, folder: str, label: int) -> dict[str, list[Entry]]:

@@ -1,0 +1,37 @@
+"""Lists that read well and are not what they are taken for: each is refused, or used as what it says."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import layouts
+import pytest
+
+from lightning_petl.data import HMDB51Data
+from lightning_petl.errors import DataError
+
+
+@pytest.mark.parametrize("split", [1, 2, 3])
+def test_a_class_folder_without_a_list_is_no_class_less(videos: Path, tmp_path: Path, split: int) -> None:
+    root = layouts.hmdb51(videos, tmp_path)
+    folder = root / "testTrainMulti_7030_splits"
+    (folder / f"brush_hair_test_split{split}.txt").unlink()
+    message = rf"{root}/videos/brush_hair has no list .*{folder}/brush_hair_test_split{split}\.txt"
+    with pytest.raises(DataError, match=message):
+        HMDB51Data(str(root), split=split)
+    # Folders without videos, and hidden ones, are no classes.
+    shutil.rmtree(root / "videos/brush_hair")
+    for name in ("notes", ".cache"):
+        (root / "videos" / name).mkdir()
+        (root / "videos" / name / "readme.txt").touch()
+    layouts.put(videos, "plain.avi", root / "videos/.cache/x.avi")
+    assert HMDB51Data(str(root), split=split).classes == ("wave",)
+
+
+@pytest.mark.parametrize("missing", ["raise", "drop"])
+def test_a_list_without_a_class_folder(videos: Path, tmp_path: Path, missing: str) -> None:
+    root = layouts.hmdb51(videos, tmp_path)
+    shutil.rmtree(root / "videos/wave")
+    with pytest.raises(DataError, match=r"videos are missing: .* of test in .*wave/Tom's_wave"):
+        HMDB51Data(str(root), missing=missing)  # type: ignore[arg-type]
