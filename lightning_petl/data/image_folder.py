@@ -69,7 +69,11 @@ class ImageFolderData(ImageDataModule):
 
 def _shared_classes(trees: dict[str, Path]) -> tuple[str, ...]:
     if not trees:
-        raise DataError("no split has a folder", where="data.train", fix="set data.train, data.val or data.test")
+        raise DataError(
+            "no split has a folder, and the class folders of a split name the classes",
+            where="data.train",
+            fix="set data.train, data.val or data.test, in prediction, too",
+        )
     found = {split: class_names(tree, f"data.{split}") for split, tree in trees.items()}
     first, *others = trees
     for split in others:

@@ -19,7 +19,7 @@ class ImageListData(ImageDataModule):
 
     Args:
         root: Folder of the data set. Lists are relative to it too, unless absolute.
-        train_list: List of the training split.
+        train_list: List of the training split, or null if classes are named or counted.
         val_list: List of the validation split, or null.
         test_list: List of the test split, or null.
         class_names: Name of each label, in order; null names them "0", "1" and so on.
@@ -41,7 +41,7 @@ class ImageListData(ImageDataModule):
     def __init__(
         self,
         root: str,
-        train_list: str,
+        train_list: str | None,
         val_list: str | None = None,
         test_list: str | None = None,
         class_names: tuple[str, ...] | None = None,
@@ -54,7 +54,7 @@ class ImageListData(ImageDataModule):
         super().__init__(**options)
         base = Path(root).expanduser()
         require_folder(base, "data.root")
-        declared = declared_classes(class_names, num_classes)
+        declared = declared_classes(class_names, num_classes, train_list)
         samples: dict[str, list[Sample]] = {}
         self._sources: dict[str, FileSource] = {}
         for split, name in (("train", train_list), ("val", val_list), ("test", test_list)):
@@ -65,10 +65,10 @@ class ImageListData(ImageDataModule):
             samples[split] = read_list(base / name, base, count, allow_outside_root, option)
             if split == "train":
                 declared = checked_classes(samples["train"], declared, base / name)
-            else:
+            elif "train" in samples:
                 require_disjoint(samples["train"], samples[split], option)
             self._sources[split] = FileSource(split, samples[split], base, limits, base / name)
-        assert declared is not None  # the training list, which always comes first, settles it
+        assert declared is not None  # the training list, where there is one, came first and settled it
         self._classes = declared
         if predict is not None:
             self._sources["predict"] = FileSource("predict", *to_predict(base / predict), limits)

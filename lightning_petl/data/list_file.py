@@ -188,12 +188,20 @@ def _real_paths(samples: Sequence[Sample]) -> set[str]:
     return {os.path.realpath(path) if os.path.islink(path) else path for path in paths}  # noqa: PTH114
 
 
-def declared_classes(class_names: Sequence[str] | None, num_classes: int | None) -> tuple[str, ...] | None:
-    """The classes that the user names or counts; None leaves them to the training labels.
+def declared_classes(
+    class_names: Sequence[str] | None, num_classes: int | None, train_list: str | None
+) -> tuple[str, ...] | None:
+    """The classes that the user names or counts; None leaves them to the labels of the training list.
 
     Raises:
-        ConfigError: Names and number disagree, or are none.
+        ConfigError: Names and number disagree, or are none; or there is nothing that tells the classes.
     """
+    if class_names is None and num_classes is None and train_list is None:
+        raise ConfigError(
+            "there is no training list to tell the classes",
+            where="data.class_names",
+            fix="give data.class_names or data.num_classes, or data.train_list",
+        )
     if num_classes is not None and num_classes < 1:
         raise ConfigError(f"num_classes is {num_classes}", where="data.num_classes", fix="give 1 or more")
     if class_names is None:

@@ -135,6 +135,17 @@ def test_images_of_like_names_keep_their_own_results(folder: Path) -> None:
         assert sizes == {"x.JPG.png": (40, 30), "x.png.png": (50, 30), "x.JPG.png.png": (60, 30)}
 
 
+def test_images_without_any_mask_can_be_predicted(folder: Path) -> None:
+    photos = folder / "alone"
+    photos.mkdir()
+    Image.new("RGB", (40, 30), (90, 20, 20)).save(photos / "x.png")
+    none = ["--data.root", str(photos), *(f"--data.{split}=null" for split in ("train", "val", "test"))]
+    for kind in ("merged", "adapter"):
+        weights = ["--model.weights", str(folder / f"run/{kind}.safetensors")]
+        run(folder, "predict", f"alone_{kind}", *weights, *none, "--data.predict", ".")
+        assert Image.open(folder / f"alone_{kind}" / "masks/x.png").size == (40, 30)
+
+
 def test_loggers_that_take_images_get_them(tmp_path: Path) -> None:
     class Board:
         def __init__(self) -> None:

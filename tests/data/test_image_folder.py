@@ -151,8 +151,9 @@ def test_splits_can_be_left_out(tree: Path, config: InputConfig) -> None:
         data.val_dataloader()
     with pytest.raises(DataError, match=r"no train split \[data.train\]"):
         data.setup("fit")
-    with pytest.raises(DataError, match=r"no split has a folder \[data.train\]"):
-        ImageFolderData(str(tree), train=None, val=None, test=None)
+    for predict in (None, "train/cat"):
+        with pytest.raises(DataError, match=r"no split has a folder, and the class folders .*\[data.train\] - set"):
+            ImageFolderData(str(tree), train=None, val=None, test=None, predict=predict)
 
 
 def test_prediction_of_any_tree(tree: Path, config: InputConfig) -> None:

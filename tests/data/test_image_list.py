@@ -190,6 +190,27 @@ def test_prediction_of_one_image_but_of_no_list(listed: Path) -> None:
         ImageListData(str(listed), "train.txt", predict="train.txt", **options)  # type: ignore[arg-type]
 
 
+def test_images_alone_can_be_predicted_where_the_classes_are_given(listed: Path) -> None:
+    options = {"image_size": 8, "normalization": "imagenet"}
+    data = ImageListData(str(listed), None, num_classes=2, predict="a.png", **options)  # type: ignore[arg-type]
+    assert data.classes == ("0", "1")
+    data.setup("predict")
+    assert len(list(data.predict_dataloader())) == 1
+    with pytest.raises(DataError, match=r"no train split \[data.train_list\]"):
+        data.setup("fit")
+    with pytest.raises(ConfigError, match=r"no training list to tell the classes \[data.class_names\]"):
+        ImageListData(str(listed), None, predict="a.png", **options)  # type: ignore[arg-type]
+
+
+def test_a_test_list_alone_is_scored_where_the_classes_are_given(listed: Path) -> None:
+    (listed / "test.txt").write_text("a.png 1\nb.png 0\n")
+    data = ImageListData(str(listed), None, test_list="test.txt", class_names=("cat", "dog"))
+    assert data.n_expected("test") == 2
+    (listed / "test.txt").write_text("a.png 2\n")
+    with pytest.raises(DataError, match=r"the label 2 is not in 0..1"):
+        ImageListData(str(listed), None, test_list="test.txt", class_names=("cat", "dog"))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_broken_image_names_file_index_and_line(listed: Path, workers: int) -> None:
     (listed / "c.png").write_bytes((listed / "c.png").read_bytes()[:200])

@@ -82,10 +82,12 @@ def sources_of(
     """The sources of the splits, and of prediction: the images of a folder, one image, or those of the test split.
 
     Raises:
-        DataError: There is no split, there is no image to predict, or training shares images with another split.
+        DataError: There is no split and nothing to predict, no image is found to predict, or training shares images
+            with another split.
     """
-    if not pairs:
-        raise DataError("no split has a folder", where="data.train", fix="set data.train, data.val or data.test")
+    if not pairs and predict is None:
+        fix = "set data.train, data.val, data.test or data.predict"
+        raise DataError("no split has a folder", where="data.train", fix=fix)
     for split in pairs.keys() - {"train"} if "train" in pairs else ():
         require_apart(pairs["train"], pairs[split], f"data.{split}")
     sources = {split: PairSource(split, found, root, rule, limits) for split, found in pairs.items()}

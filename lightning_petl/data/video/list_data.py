@@ -17,7 +17,7 @@ class VideoListData(VideoDataModule):
 
     Args:
         root: Folder of the data set. Lists are relative to it too, unless absolute.
-        train_list: List of the training split.
+        train_list: List of the training split, or null if classes are named or counted.
         val_list: List of the validation split, or null.
         test_list: List of the test split, or null.
         class_names: Name of each label, in order; null names them "0", "1" and so on.
@@ -39,7 +39,7 @@ class VideoListData(VideoDataModule):
     def __init__(
         self,
         root: str,
-        train_list: str,
+        train_list: str | None,
         val_list: str | None = None,
         test_list: str | None = None,
         class_names: tuple[str, ...] | None = None,
@@ -52,7 +52,7 @@ class VideoListData(VideoDataModule):
         super().__init__(limits=limits, **options)
         base = Path(root).expanduser()
         require_folder(base, "data.root")
-        classes = declared_classes(class_names, num_classes)
+        classes = declared_classes(class_names, num_classes, train_list)
         splits: dict[str, Split] = {}
         for name, file in (("train", train_list), ("val", val_list), ("test", test_list)):
             if file is None:

@@ -90,6 +90,25 @@ def test_folders(tmp_path: Path) -> None:
     assert red.palette.tolist() == [[9, 8, i] for i in range(4)]
 
 
+def test_images_alone_can_be_predicted(tmp_path: Path) -> None:
+    scenery.picture(tmp_path / "photos/x.jpg", (9, 9))
+    none = {"train": None, "val": None, "test": None, **EASY}
+    for data in (
+        SegmentationFolderData(str(tmp_path), num_classes=3, predict="photos", **none),
+        ADE20KData(str(tmp_path), predict="photos/x.jpg", **none),
+        PascalVOCData(str(tmp_path), predict="photos", **none),
+        CityscapesData(str(tmp_path), predict="photos", **none),
+    ):
+        assert data.predict_names == ("x.jpg",)
+        data.setup("predict")
+        [(images, indices, sizes)] = data.predict_dataloader()
+        assert (len(images), indices.tolist(), sizes) == (1, [0], [(9, 9)])
+        with pytest.raises(DataError, match=r"no train split \[data.train\]"):
+            data.setup("fit")
+    with pytest.raises(DataError, match=r"no split has a folder \[data.train\] - set .* or data.predict"):
+        SegmentationFolderData(str(tmp_path), num_classes=3, **none)
+
+
 def test_names_with_a_suffix(tmp_path: Path) -> None:
     for name in ("a", "sub/b"):
         scenery.picture(tmp_path / f"i/{name}.jpg", (8, 8))

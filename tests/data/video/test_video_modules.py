@@ -396,6 +396,18 @@ def test_videos_to_predict_need_no_labels(listed: Path) -> None:
     data.setup("predict")
 
 
+def test_videos_alone_can_be_predicted_where_the_classes_are_given(listed: Path) -> None:
+    options = {"image_size": 32, "normalization": "imagenet"}
+    data = VideoListData(str(listed), None, class_names=("up", "down"), predict="clips", **options)
+    assert data.classes == ("up", "down")
+    assert len(data.predict_names) == 17
+    data.setup("predict")
+    with pytest.raises(DataError, match=r"no train split \[data.train_list\]"):
+        data.setup("fit")
+    with pytest.raises(ConfigError, match=r"no training list to tell the classes \[data.class_names\]"):
+        VideoListData(str(listed), None, predict="clips", **options)
+
+
 def test_one_video_to_predict(listed: Path) -> None:
     options = {"image_size": 32, "normalization": "imagenet", "frames": 2, "rate": 1}
     data = of_lists(listed, predict="clips/test 2.webm", **options)
