@@ -17,6 +17,10 @@ from lightning_petl.data.video.splits import Entry, Split, locate
 from lightning_petl.errors import DataError
 
 _YOUTUBE_ID = re.compile(r"[\w-]+", re.ASCII)
+_VAL = frozenset({"val", "validate", "validation"})
+# What the column `split` says in a list of each use. Scores are often of the validation split, for the test lists were
+# once without labels.
+_SPLITS = {"train": frozenset({"train"}), "val": _VAL, "test": _VAL | {"test", "holdout", "holdout_test"}}
 
 
 class KineticsData(VideoDataModule):
@@ -25,7 +29,8 @@ class KineticsData(VideoDataModule):
     With lists (``train_csv`` and so on), a split is what the official CSV says: columns ``label``, ``youtube_id``,
     ``time_start``, ``time_end`` and, perhaps, ``split``. Its files are
     ``<youtube_id>_<start, 6 digits>_<end, 6 digits>.mp4`` or of another suffix, in the split's folder itself or in a
-    folder of the class's name there, with spaces or underscores. Without lists, the class folders decide.
+    folder of the class's name there, with spaces or underscores. Without lists, the class folders decide. A list whose
+    column ``split`` names another split is refused; the validation list may be given as the test list, too.
 
     A list without labels, as the official test lists once were, serves prediction.
 
@@ -97,7 +102,7 @@ def _from_lists(folders: dict[str, Path], lists: dict[str, Path]) -> tuple[dict[
                 where=f"data.{name}_csv",
                 fix=f"give data.{name}_csv, or set data.{name} to null",
             )
-    rows = {name: list(_rows(file, f"data.{name}_csv")) for name, file in lists.items() if name in folders}
+    rows = {name: list(_rows(file, name)) for name, file in lists.items() if name in folders}
     classes = tuple(sorted({row.label for row in rows["train"]}))
     number = {label: i for i, label in enumerate(classes)}
     splits = {}
@@ -123,12 +128,13 @@ class _Row(NamedTuple):
     line: int
 
 
-def _rows(file: Path, option: str) -> Iterator[_Row]:
+def _rows(file: Path, split: str) -> Iterator[_Row]:
     """Reads an official list.
 
     Raises:
-        DataError: It is missing, has no such columns, or rows are bad: the first are named.
+        DataError: It is missing, has no such columns, or rows are bad or of another split: the first are named.
     """
+    option = f"data.{split}_csv"
     faults: list[str] = []
     try:
         with file.open(encoding="utf-8-sig", newline="") as text:
@@ -140,6 +146,7 @@ def _rows(file: Path, option: str) -> Iterator[_Row]:
             for row in reader:
                 try:
                     name = _name(row)
+                    _require_split(row, split)
                 except (ValueError, TypeError) as fault:
                     faults.append(f"{file.name}:{reader.line_num}: {fault}")
                     continue
@@ -155,6 +162,12 @@ def _rows(file: Path, option: str) -> Iterator[_Row]:
         raise DataError("the list is no CSV in UTF-8", where=str(file), fix="save it as such") from error
     if faults:
         raise DataError(f"{len(faults)} bad lines: {listed(faults, '; ')}", where=str(file), fix="correct these lines")
+
+
+def _require_split(row: dict[str, str], split: str) -> None:
+    found = (row.get("split") or "").strip()
+    if found and found.lower() not in _SPLITS[split]:
+        raise ValueError(f"its split is {found!r}, not {split}")
 
 
 def _name(row: dict[str, str]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import layouts
 import pytest
 
-from lightning_petl.data import HMDB51Data
+from lightning_petl.data import HMDB51Data, KineticsData
 from lightning_petl.errors import DataError
 
 
@@ -35,3 +35,40 @@ def test_a_list_without_a_class_folder(videos: Path, tmp_path: Path, missing: st
     shutil.rmtree(root / "videos/wave")
     with pytest.raises(DataError, match=r"videos are missing: .* of test in .*wave/Tom's_wave"):
         HMDB51Data(str(root), missing=missing)  # type: ignore[arg-type]
+
+
+CSV = {f"{split}_csv": f"annotations/{split}.csv" for split in ("train", "val", "test")}
+
+
+def relabelled(root: Path, split: str, word: str) -> None:
+    """Another word in the column of the split."""
+    file = root / "annotations" / f"{split}.csv"
+    file.write_text("".join(f"{line.rpartition(',')[0]},{word}\n" for line in file.read_text().splitlines()))
+    file.write_text(file.read_text().replace(f"time_end,{word}", "time_end,split"))
+
+
+@pytest.mark.parametrize(
+    ("split", "word"), [("val", "train"), ("val", "test"), ("test", "Train"), ("train", "validate"), ("train", "tran")]
+)
+def test_kinetics_lists_of_another_split(videos: Path, tmp_path: Path, split: str, word: str) -> None:
+    root = layouts.kinetics(videos, tmp_path, "flat")
+    relabelled(root, split, word)
+    with pytest.raises(DataError, match=rf"{split}\.csv:2: its split is '{word}', not {split}.*/{split}\.csv\]"):
+        KineticsData(str(root), test="test", **CSV)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("split", "word"),
+    [
+        ("train", "train"),
+        ("train", ""),
+        *(("val", word) for word in ("val", "validate", "Validation", "")),
+        # Scores of Kinetics are often of its validation split.
+        *(("test", word) for word in ("test", "holdout_test", "validate", "")),
+    ],
+)
+def test_kinetics_words_for_the_split(videos: Path, tmp_path: Path, split: str, word: str) -> None:
+    root = layouts.kinetics(videos, tmp_path, "flat")
+    relabelled(root, split, word)
+    data = KineticsData(str(root), test="test", **CSV)  # type: ignore[arg-type]
+    assert [data.n_expected(name) for name in ("train", "val", "test")] == [3, 2, 1]
