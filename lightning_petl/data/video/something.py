@@ -17,6 +17,7 @@ from lightning_petl.data.video.splits import Entry, Split, locate, read_lines
 from lightning_petl.errors import DataError
 
 _ID = re.compile(r"[\w-]+", re.ASCII)
+_WHOLE = re.compile(r"[0-9]{1,9}")
 
 
 class SomethingSomethingV2Data(VideoDataModule):
@@ -80,7 +81,7 @@ class SomethingSomethingV2Data(VideoDataModule):
 
 def _json(file: Path, option: str) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8-sig"))
+        return json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=lambda pairs: _object(pairs, file))
     except OSError as error:
         raise DataError(
             f"the file {file} cannot be read: {error.strerror}", where=option, fix=f"correct {option}"
@@ -89,15 +90,26 @@ def _json(file: Path, option: str) -> Any:
         raise DataError(f"the file is no JSON: {error}", where=str(file), fix=f"correct {option}") from error
 
 
+def _object(pairs: list[tuple[str, Any]], file: Path) -> dict[str, Any]:
+    """An object of JSON, in which the last of two values of one name would replace the first."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            _refuse(f"{name!r} is there twice in one object", file)
+        found[name] = value
+    return found
+
+
 def _numbers(file: Path) -> dict[str, int]:
     """The number of each sentence, which run from 0."""
     found = _json(file, "data.labels")
     if not isinstance(found, dict) or not found:
         _refuse("the file maps no sentences to numbers", file)
-    try:
-        numbers = {str(sentence): int(number) for sentence, number in found.items()}
-    except (TypeError, ValueError):
-        _refuse("a sentence's number is none", file)
+    for sentence, number in found.items():
+        whole = isinstance(number, int | str) and _WHOLE.fullmatch(str(number))
+        if not whole:
+            _refuse(f"a sentence's number is none: {number!r} of {sentence!r}", file)
+    numbers = {sentence: int(number) for sentence, number in found.items()}
     if sorted(numbers.values()) != list(range(len(numbers))):
         _refuse(f"the numbers of {len(numbers)} sentences are not 0 to {len(numbers) - 1}", file)
     return numbers

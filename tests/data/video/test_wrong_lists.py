@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import layouts
 import pytest
 
-from lightning_petl.data import HMDB51Data, KineticsData
+from lightning_petl.data import HMDB51Data, KineticsData, SomethingSomethingV2Data
 from lightning_petl.errors import DataError
 
 
@@ -72,3 +73,38 @@ def test_kinetics_words_for_the_split(videos: Path, tmp_path: Path, split: str, 
     relabelled(root, split, word)
     data = KineticsData(str(root), test="test", **CSV)  # type: ignore[arg-type]
     assert [data.n_expected(name) for name in ("train", "val", "test")] == [3, 2, 1]
+
+
+@pytest.mark.parametrize("number", ["1.7", "true", "null", '"1.0"', '"-1"', "[1]", "NaN"])
+def test_numbers_of_sentences_are_whole(videos: Path, tmp_path: Path, number: str) -> None:
+    root = layouts.something(videos, tmp_path)
+    labels = (root / "labels.json").read_text()
+    assert labels.count('"1"') == 1
+    (root / "labels.json").write_text(labels.replace('"1"', number))
+    with pytest.raises(DataError, match=r"a sentence's number is none: .* of 'Putting .*labels\.json"):
+        SomethingSomethingV2Data(str(root))
+
+
+def test_numbers_of_sentences_may_be_numbers_or_text(videos: Path, tmp_path: Path) -> None:
+    root = layouts.something(videos, tmp_path)
+    labels = (root / "labels.json").read_text()
+    (root / "labels.json").write_text(labels.replace('"1"', "1"))
+    assert SomethingSomethingV2Data(str(root)).num_classes == 3
+
+
+def test_a_sentence_with_two_numbers(videos: Path, tmp_path: Path) -> None:
+    """The last one would win in JSON."""
+    root = layouts.something(videos, tmp_path)
+    labels = json.loads((root / "labels.json").read_text())
+    pairs = ", ".join(f"{json.dumps(sentence)}: {number}" for sentence, number in labels.items())
+    (root / "labels.json").write_text("{" + f'"Tearing something": 7, {pairs}' + "}")
+    with pytest.raises(DataError, match=r"'Tearing something' is there twice in one object \[.*labels\.json\]"):
+        SomethingSomethingV2Data(str(root))
+
+
+def test_an_entry_with_two_templates(videos: Path, tmp_path: Path) -> None:
+    root = layouts.something(videos, tmp_path)
+    text = (root / "train.json").read_text()
+    (root / "train.json").write_text(text.replace('"template"', '"template": "Tearing [something]", "template"', 1))
+    with pytest.raises(DataError, match=r"'template' is there twice in one object \[.*train\.json\]"):
+        SomethingSomethingV2Data(str(root))
