@@ -74,7 +74,7 @@ class SomethingSomethingV2Data(VideoDataModule):
         for name, file in (("train", train), ("val", val), ("test", test)):
             if file is not None:
                 known = answers if name == "test" else {}
-                entries = _entries(base / file, f"data.{name}", numbers, known, name == "test" and not answers)
+                entries = _entries(base / file, f"data.{name}", numbers, known, name == "test" and test_answers is None)
                 splits[name] = locate(entries, folder, base / file, f"data.{name}")
         self.fill(splits, sorted(numbers, key=numbers.__getitem__), predict=None if predict is None else base / predict)
 
@@ -126,10 +126,13 @@ def _entries(
     faults: list[str] = []
     for place, entry in enumerate(found):
         name = str(entry.get("id", ""))
-        sentence = answers.get(name) or entry.get("template")
-        plain = re.sub(r"[\[\]]", "", str(sentence))
+        template, answer = entry.get("template"), answers.get(name)
+        sentence = answer or template
+        plain = _plain(sentence)
         if not _ID.fullmatch(name):
             faults.append(f"entry {place} has no id")
+        elif answer and template is not None and _plain(template) != plain:
+            faults.append(f"{name}: its template is {_plain(template)!r}, and the answers say {plain!r}")
         elif sentence is None and not may_lack:
             faults.append(f"{name} has no template")
         elif sentence is not None and plain not in numbers:
@@ -143,15 +146,25 @@ def _entries(
     return entries
 
 
+def _plain(sentence: object) -> str:
+    """A sentence without the brackets of its placeholders, as the labels have it."""
+    return re.sub(r"[\[\]]", "", str(sentence))
+
+
 def _answers(file: Path) -> dict[str, str]:
     """The sentence of each video, of lines ``id;sentence``."""
-    found = {}
+    found: dict[str, str] = {}
+    places: dict[str, int] = {}
     for number, line in enumerate(read_lines(file), start=1):
-        if line.strip():
-            name, separator, sentence = line.partition(";")
-            if not separator:
-                _refuse(f"line {number} is not `id;sentence`", file)
-            found[name.strip()] = sentence.strip().strip('"')
+        if not line.strip():
+            continue
+        name, separator, sentence = (part.strip() for part in line.partition(";"))
+        if not separator:
+            _refuse(f"line {number} is not `id;sentence`", file)
+        sentence = sentence.strip('"')
+        if found.setdefault(name, sentence) != sentence:
+            _refuse(f"line {number} says {sentence!r} of {name}, and line {places[name]} {found[name]!r}", file)
+        places.setdefault(name, number)
     return found
 
 

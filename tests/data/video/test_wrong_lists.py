@@ -108,3 +108,37 @@ def test_an_entry_with_two_templates(videos: Path, tmp_path: Path) -> None:
     (root / "train.json").write_text(text.replace('"template"', '"template": "Tearing [something]", "template"', 1))
     with pytest.raises(DataError, match=r"'template' is there twice in one object \[.*train\.json\]"):
         SomethingSomethingV2Data(str(root))
+
+
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        (
+            "9;Tearing something\n10;Moving something up\n9;Moving something up\n",
+            r"line 3 says 'Moving something up' of 9, and line 1 'Tearing something' \[.*test-answers\.csv\]",
+        ),
+        ("", "2 bad entries: 9 has no template; 10 has no template"),
+        ("9;Tearing something\n10;\n", "1 bad entries: 10 has no template"),
+    ],
+)
+def test_answers_that_are_none(videos: Path, tmp_path: Path, answers: str, message: str) -> None:
+    root = layouts.something(videos, tmp_path)
+    (root / "test-answers.csv").write_text(answers)
+    with pytest.raises(DataError, match=message):
+        SomethingSomethingV2Data(str(root), test_answers="test-answers.csv")
+
+
+def test_an_answer_that_comes_twice(videos: Path, tmp_path: Path) -> None:
+    root = layouts.something(videos, tmp_path)
+    with (root / "test-answers.csv").open("a") as file:
+        file.write('9;"Putting something onto something"\n')
+    assert SomethingSomethingV2Data(str(root), test_answers="test-answers.csv").n_expected("test") == 2
+
+
+def test_an_answer_against_the_template(videos: Path, tmp_path: Path) -> None:
+    root = layouts.something(videos, tmp_path)
+    entries = [{"id": "9", "template": layouts.SENTENCES[1]}, {"id": "10", "template": layouts.SENTENCES[2]}]
+    (root / "test.json").write_text(json.dumps(entries))
+    message = "1 bad entries: 10: its template is 'Tearing something', and the answers say 'Moving something up'"
+    with pytest.raises(DataError, match=message):
+        SomethingSomethingV2Data(str(root), test_answers="test-answers.csv")
