@@ -163,6 +163,7 @@ def _files(path: Path, root: Path | None) -> tuple[Path, list[str], list[str]]:
     from lightning_petl.data.folder_tree import files_below
     from lightning_petl.data.images import EXTENSIONS as IMAGE_EXTENSIONS
     from lightning_petl.data.list_file import read_list
+    from lightning_petl.data.sources import Sample
     from lightning_petl.data.video.files import EXTENSIONS as VIDEO_EXTENSIONS
 
     known = IMAGE_EXTENSIONS | VIDEO_EXTENSIONS
@@ -173,8 +174,9 @@ def _files(path: Path, root: Path | None) -> tuple[Path, list[str], list[str]]:
         root, paths = path.parent, [str(path)]
     else:
         root = path.parent if root is None else root
-        samples = read_list(path, root, None, True, "PATH", missing)
-        paths = list(dict.fromkeys(sample.path for sample in samples))
+        gone: list[Sample] = []
+        samples = read_list(path, root, None, True, "PATH", gone)
+        paths, missing = list(dict.fromkeys(sample.path for sample in samples)), [sample.path for sample in gone]
     if not paths and not missing:
         raise DataError(
             "there is no image and no video", where=str(path), fix=f"names end in {', '.join(sorted(known))}"

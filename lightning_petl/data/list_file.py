@@ -28,7 +28,7 @@ def read_list(
     num_classes: int | None,
     allow_outside_root: bool,
     option: str,
-    missing: list[str] | None = None,
+    missing: list[Sample] | None = None,
 ) -> list[Sample]:
     """Reads and checks a list file.
 
@@ -38,7 +38,7 @@ def read_list(
         num_classes: Labels run from 0 to ``num_classes - 1``; None accepts every label from 0.
         allow_outside_root: Accept paths that lead out of ``root``.
         option: Configuration field that gave the list, for messages.
-        missing: Takes the paths that do not exist, which are no faults then.
+        missing: Takes the samples whose files do not exist, which are no faults then.
 
     Returns:
         The samples in the order of the list, with absolute paths and line numbers from 1.
@@ -54,12 +54,13 @@ def read_list(
             continue
         try:
             path, label = _fields(line.strip(), num_classes)
-            samples.append(Sample(check(os.path.normpath(root / path)), label, number))
-        except _MissingFile as fault:
-            if missing is None:
-                faults.append(f"{file.name}:{number}: {fault}")
+            sample = Sample(os.path.normpath(root / path), label, number)
+            if check(sample.path):
+                samples.append(sample)
+            elif missing is None:
+                faults.append(f"{file.name}:{number}: {sample.path} does not exist")
             else:
-                missing.append(fault.path)
+                missing.append(sample)
         except _BadLine as fault:
             faults.append(f"{file.name}:{number}: {fault}")
     if faults:
@@ -73,14 +74,6 @@ def read_list(
 
 class _BadLine(Exception):  # noqa: N818 - never leaves this file
     """A fault of one line, in words."""
-
-
-class _MissingFile(_BadLine):
-    """A path that leads to no file."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        super().__init__(f"{path} does not exist")
 
 
 def _text(file: Path, option: str) -> str:
@@ -117,13 +110,16 @@ class _Folder:
 
 @dataclass
 class _PathCheck:
-    """Checks that files exist and stay in the root. Lists each folder once: a stat a file is slow on network disks."""
+    """Tells whether files exist, and checks that they stay in the root.
+
+    Lists each folder once: a stat a file is slow on network disks.
+    """
 
     root: str
     allow_outside: bool
     folders: dict[str, _Folder] = field(default_factory=dict)
 
-    def __call__(self, path: str) -> str:
+    def __call__(self, path: str) -> bool:
         parent, name = os.path.split(path)
         if parent not in self.folders:
             self.folders[parent] = self._read(parent)
@@ -132,9 +128,7 @@ class _PathCheck:
         inside = self._contains(os.path.realpath(path)) if linked else folder.inside
         if not inside and not self.allow_outside:
             raise _BadLine(f"{path} leads out of {self.root} (data.allow_outside_root permits it)")
-        if linked is None or (linked and not os.path.isfile(path)):  # noqa: PTH113 - paths are strings here
-            raise _MissingFile(path)
-        return path
+        return linked is not None and (not linked or os.path.isfile(path))  # noqa: PTH113 - paths are strings here
 
     def _read(self, folder: str) -> _Folder:
         inside = self._contains(os.path.realpath(folder))
@@ -223,7 +217,7 @@ def checked_classes(samples: Sequence[Sample], declared: tuple[str, ...] | None,
     """The declared classes, or as many as the training labels show; labels without a sample do not pass in silence.
 
     Args:
-        samples: Of training.
+        samples: Of the training list, whether their files are there or not.
         declared: See `declared_classes`.
         file: The training list, for messages.
 

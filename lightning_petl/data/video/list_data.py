@@ -8,6 +8,7 @@ from typing import Unpack
 from lightning_petl.data.folder_tree import require_folder
 from lightning_petl.data.limits import DEFAULT_LIMITS, ImageLimits
 from lightning_petl.data.list_file import checked_classes, declared_classes, read_list
+from lightning_petl.data.sources import Sample
 from lightning_petl.data.video.module import VideoDataModule, VideoOptions
 from lightning_petl.data.video.splits import Split
 
@@ -57,11 +58,10 @@ class VideoListData(VideoDataModule):
         for name, file in (("train", train_list), ("val", val_list), ("test", test_list)):
             if file is None:
                 continue
-            splits[name] = split = Split([], base, base / file, option=f"data.{name}_list")
             count = None if classes is None else len(classes)
-            split.samples = read_list(base / file, base, count, allow_outside_root, split.option, split.missing)
-            # Without all of its videos the training list may lack a class; that they are missing is said first.
-            complete = split.samples and (not split.missing or self.missing == "drop")
-            if name == "train" and classes is None and complete:
-                classes = checked_classes(split.samples, None, base / file)
+            missing: list[Sample] = []
+            found = read_list(base / file, base, count, allow_outside_root, f"data.{name}_list", missing)
+            splits[name] = Split(found, base, base / file, [s.path for s in missing], f"data.{name}_list")
+            if name == "train" and classes is None:
+                classes = checked_classes(found + missing, None, base / file)
         self.fill(splits, classes or (), predict=None if predict is None else base / predict)

@@ -9,7 +9,7 @@ from pathlib import Path
 import layouts
 import pytest
 
-from lightning_petl.data import HMDB51Data, KineticsData, SomethingSomethingV2Data
+from lightning_petl.data import DataWarning, HMDB51Data, KineticsData, SomethingSomethingV2Data, VideoListData
 from lightning_petl.errors import DataError
 
 
@@ -142,3 +142,35 @@ def test_an_answer_against_the_template(videos: Path, tmp_path: Path) -> None:
     message = "1 bad entries: 10: its template is 'Tearing something', and the answers say 'Moving something up'"
     with pytest.raises(DataError, match=message):
         SomethingSomethingV2Data(str(root), test_answers="test-answers.csv")
+
+
+def of_three_classes(videos: Path, root: Path, gone: str, **options: object) -> VideoListData:
+    """Two training videos a class, and one for validation; those of the class ``gone`` are missing in training."""
+    for split, count in (("train", 6), ("val", 3)):
+        lines = []
+        for index in range(count):
+            label = str(index % 3)
+            lines.append(f"{split}{index}.mp4 {label}\n")
+            if split == "val" or label not in gone:
+                layouts.put(videos, "long.mp4", root / f"{split}{index}.mp4")
+        (root / f"{split}.txt").write_text("".join(lines))
+    return VideoListData(str(root), "train.txt", "val.txt", **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("gone", ["2", "1", "12"])
+def test_classes_are_those_of_the_list_with_its_missing_videos(videos: Path, tmp_path: Path, gone: str) -> None:
+    with (
+        pytest.warns(DataWarning, match=rf"{2 * len(gone)} of 6 training videos are missing"),
+        pytest.warns(DataWarning, match=rf"{len(gone)} of 3 classes have no training video: {', '.join(gone)}"),
+    ):
+        data = of_three_classes(videos, tmp_path, gone, missing="drop")
+    assert data.classes == ("0", "1", "2")
+    assert data.n_expected("train") == 6 - 2 * len(gone)
+    assert data.n_expected("val") == 3
+
+
+def test_a_list_without_any_of_its_videos(videos: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no video of train is there"):
+        of_three_classes(videos, tmp_path, "012", missing="drop")
+    with pytest.raises(DataError, match="6 videos are missing: 6 of train"):
+        of_three_classes(videos, tmp_path, "012")
