@@ -99,7 +99,7 @@ class Check:
         digests: list[bytes] = []
         with self.decoding.open(path) as video:
             for frame in video.walk():
-                digests.append(hashlib.blake2b(frame.data, digest_size=8).digest() if self.random_access else b"")
+                digests.append(hashlib.blake2b(frame.tobytes(), digest_size=8).digest() if self.random_access else b"")
                 beat()
         if self.random_access:
             with self.decoding.open(path) as video:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 _MOST_PIXELS = 2**31 - 1
 """The largest limit that FFmpeg takes."""
 
+_SMALL = 64
+"""Bytes of a packet up to which it may be one without a picture: the end of a sequence, or padding."""
+
 _DEMUXER = {"mp4": "mov", "matroska": "matroska", "avi": "avi"}
 """FFmpeg's name of the demuxer of each container; named, so that FFmpeg does not guess."""
 
@@ -40,6 +43,44 @@ class _Packet(NamedTuple):
     pts: int | None
     key: bool
     discarded: bool
+
+
+def _prefix(stream: VideoStream) -> tuple[str, int]:
+    """The codec, and the bytes in front of each NAL unit that say how long it is; 0 where there are none.
+
+    They are told by the stream's own header (ISO/IEC 14496-15, 5.3.3.1 and 8.3.3.1).
+    """
+    context = stream.codec_context
+    header, at = context.extradata or b"", {"h264": 4, "hevc": 21}.get(context.name)
+    told = at is not None and len(header) > at and header[0] == 1
+    return context.name, (header[at] & 3) + 1 if told and at is not None else 0
+
+
+def _holds_picture(packet: bytes, codec: str, prefix: int) -> bool:
+    """Whether a packet has part of a picture: a NAL unit of types 1 to 5 in H.264, or below 32 in HEVC."""
+    if not prefix:
+        return True
+    at = 0
+    while at + prefix < len(packet):
+        length, first = int.from_bytes(packet[at : at + prefix], "big"), packet[at + prefix]
+        if (1 <= first & 31 <= 5) if codec == "h264" else (first >> 1 & 63 < 32):
+            return True
+        at += prefix + length
+    return False
+
+
+@contextmanager
+def _errors() -> Iterator[list[tuple[int, str, str]]]:
+    """What FFmpeg reports as errors inside the block, ``(level, who, text)``; PyAV keeps all of it to itself else."""
+    from av import logging
+
+    level = logging.get_level()
+    logging.set_level(logging.ERROR)
+    try:
+        with logging.Capture() as told:
+            yield told
+    finally:
+        logging.set_level(level)
 
 
 class PyAVReader(VideoReader):
@@ -99,11 +140,24 @@ class PyAVReader(VideoReader):
 
     def _packets(self) -> list[_Packet]:
         assert self._file is not None
-        packets = [
-            _Packet(packet.pts, packet.is_keyframe, packet.is_discard)
-            for packet in self._file.demux(self._stream)
-            if packet.size  # the last, which flushes the decoder, is empty
-        ]
+        packets, empty, prefix = list[_Packet](), list[bool](), _prefix(self._stream)
+        with _errors() as told:
+            for packet in self._file.demux(self._stream):
+                if packet.size:  # the last, which flushes the decoder, is empty
+                    packets.append(_Packet(packet.pts, packet.is_keyframe, packet.is_discard))
+                    empty.append(packet.size <= _SMALL and not _holds_picture(bytes(packet), *prefix))
+        damage = [text for _, name, text in told if _DEMUXER[self._container] in name.split(",")]
+        count = len(empty) - sum(empty)
+        if any(empty[:count]):
+            damage.append(f"{sum(empty)} of {len(empty)} packets hold no picture")
+        if damage:
+            raise DataError(
+                f"the file is damaged, and frames are lost: {' '.join(damage[0].split())}",
+                where=self.path,
+                fix="replace the file or remove it from the data",
+            )
+        if any(empty):  # behind all others: they are claimed alone
+            raise overstated(self.path, len(packets), count)
         # MP4 alone counts what it holds; a trimmed one counts what was trimmed, too.
         if self._container == "mp4" and self._stream.frames > len(packets) and not any(p.discarded for p in packets):
             raise overstated(self.path, self._stream.frames, len(packets))

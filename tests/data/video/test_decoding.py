@@ -113,7 +113,12 @@ def test_a_later_reader_reads_what_the_first_does_not_support(tmp_path: Path) ->
 def test_no_reader_gets_around_what_another_found_damaged(tmp_path: Path, first: str) -> None:
     write(tmp_path / "a.mp4", 100, extra=[END_OF_SEQUENCE] * 40)
     places = sorted(READERS, key=lambda name: name != first)
-    with Decoding(tuple(READERS[name] for name in places)).open(str(tmp_path / "a.mp4")) as video:
+    decoding = Decoding(tuple(READERS[name] for name in places))
+    if first == "pyav":  # which finds it when it opens the file
+        with pytest.raises(DataError, match="counts 140 frames, and 100"):
+            decoding.open(str(tmp_path / "a.mp4"))
+        return
+    with decoding.open(str(tmp_path / "a.mp4")) as video:
         assert video.name == first
         with pytest.raises(DataError, match="counts 140 frames, and 100"):
             video.frames([139])

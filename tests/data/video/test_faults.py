@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -124,13 +125,31 @@ def test_frames_that_are_only_claimed(tmp_path: Path, reader: Reader, kind: str,
     refused(reader, path, "counts 140 frames, and 100 can be decoded", asked)
 
 
-@readers
 @pytest.mark.parametrize("kind", OVERSTATED)
-def test_frames_that_are_held_are_right_beside_those_claimed(tmp_path: Path, reader: Reader, kind: str) -> None:
+def test_frames_that_are_only_claimed_are_found_by_pyav_before_one_is_asked_for(tmp_path: Path, kind: str) -> None:
+    """Frames are chosen by how many there are, so others would be taken, all of them held. Decord cannot tell."""
     path = tmp_path / "a.mp4"
     OVERSTATED[kind](path)
-    with reader(str(path)) as video:
+    with pytest.raises(DataError, match="counts 140 frames, and 100 can be decoded"):
+        PyAVReader(str(path))
+    with DecordReader(str(path)) as video:
         assert numbers(video.frames([0, 33, 99])) == [0, 33, 99]
+
+
+def scribbled(path: Path, target: Path, data: bytes, part: float = 0.5) -> None:
+    """A copy with other bytes from some part of it on."""
+    content = bytearray(path.read_bytes())
+    start = int(len(content) * part)
+    content[start : start + len(data)] = data
+    target.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["vp9.webm", "vp8.mkv"])
+@pytest.mark.parametrize("data", [bytes(400), random.Random(0).randbytes(400)], ids=["zeros", "noise"])
+def test_frames_that_a_damaged_container_loses(videos: Path, tmp_path: Path, name: str, data: bytes) -> None:
+    """FFmpeg goes on behind the damage, with fewer frames and a message that PyAV keeps to itself."""
+    scribbled(videos / name, tmp_path / name, data)
+    refused(PyAVReader, tmp_path / name, "the file is damaged, and frames are lost")
 
 
 @readers

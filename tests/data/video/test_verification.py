@@ -211,7 +211,9 @@ class Hangs(Decoding):
 def test_random_access_that_is_wrong_is_found(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = str(videos / "open.mp4")
     check = Check(Decoding((READERS["pyav"],)), random_access=True)
-    assert check(path, lambda: None).fault == ""
+    media.rotated(videos / "open.mp4", tmp_path / "rotated.mp4", 90)
+    for sound in (path, str(tmp_path / "rotated.mp4")):
+        assert check(sound, lambda: None).fault == ""
 
     class Shifted(PyAVReader):
         """Seeks one frame too far now and then, as decord's own seeking does."""
