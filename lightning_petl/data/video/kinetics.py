@@ -32,7 +32,7 @@ class KineticsData(VideoDataModule):
     folder of the class's name there, with spaces or underscores. Without lists, the class folders decide. A list whose
     column ``split`` names another split is refused; the validation list may be given as the test list, too.
 
-    A list without labels, as the official test lists once were, serves prediction.
+    A test list without labels, as the official ones once were, serves prediction; one with labels in part is refused.
 
     Args:
         root: Folder of the data set; everything else is relative to it.
@@ -52,6 +52,8 @@ class KineticsData(VideoDataModule):
             shares files with another split.
         ConfigError: An option is out of its range.
     """
+
+    give_labels = "give a list with the column label"
 
     def __init__(
         self,
@@ -108,18 +110,28 @@ def _from_lists(folders: dict[str, Path], lists: dict[str, Path]) -> tuple[dict[
     splits = {}
     for name, found in rows.items():
         unknown = sorted({row.label for row in found if row.label} - number.keys())
-        if unknown or (name != "test" and "" in {row.label for row in found}):
+        if unknown:
             raise DataError(
-                f"{len(unknown)} classes are not in the training list: {listed(unknown)}"
-                if unknown
-                else f"rows of {name} have no label",
+                f"{len(unknown)} classes are not in the training list: {listed(unknown)}",
                 where=str(lists[name]),
                 fix="use lists of one edition of Kinetics",
             )
+        _require_labels(found, name, lists[name])
         require_folder(folders[name], f"data.{name}")
         entries = [Entry(row.names, number.get(row.label, -1), row.line) for row in found]
         splits[name] = locate(entries, VideoFolder(folders[name]), lists[name], f"data.{name}_csv")
     return splits, classes
+
+
+def _require_labels(rows: list[_Row], split: str, file: Path) -> None:
+    """Refuses rows without a label, but for a test list that has none at all."""
+    bare = [row.line for row in rows if not row.label]
+    if bare and (split != "test" or len(bare) < len(rows)):
+        raise DataError(
+            f"line {bare[0]} of the {split} list has no label, the first of {len(bare)}",
+            where=str(file),
+            fix="add the labels, or use another list",
+        )
 
 
 class _Row(NamedTuple):

@@ -25,7 +25,7 @@ from lightning_petl.data.video.sampling import DenseSampling, SegmentSampling, S
 from lightning_petl.data.video.source import EvalViews, TrainClips, VideoSource
 from lightning_petl.data.video.splits import Missing, Split, check
 from lightning_petl.data.video.transforms import Augmentation, eval_transform, train_transform
-from lightning_petl.errors import ConfigError
+from lightning_petl.errors import ConfigError, DataError
 
 _ANY_INPUT = InputConfig((0.5,) * 3, (0.5,) * 3, (224, 224), "bilinear", 1.0)
 
@@ -118,6 +118,9 @@ class VideoDataModule(PETLDataModule):
     flips: ClassVar[bool] = True
     """Whether a mirrored video has the same label."""
 
+    give_labels: ClassVar[str] = "give a list with labels"
+    """What to do about a list without labels, for messages."""
+
     def __init__(
         self,
         frames: int = 8,
@@ -171,6 +174,7 @@ class VideoDataModule(PETLDataModule):
         self._sources: dict[str, VideoSource] = {}
         self._classes: tuple[str, ...] = ()
         self._dropped = 0
+        self._unlabelled: dict[str, str] = {}
 
     def fill(self, splits: Mapping[str, Split], classes: Sequence[str], predict: Path | None = None) -> None:
         """Takes the videos of the data set, once all checks have passed.
@@ -193,8 +197,9 @@ class VideoDataModule(PETLDataModule):
         }
         if "predict" not in sources and "test" in sources:
             sources["predict"] = sources["test"]
-        unlabelled = [name for name in ("val", "test") if name in sources and -1 in sources[name].labels]
-        self._sources = {name: source for name, source in sources.items() if name not in unlabelled}
+        scored = (name for name in ("val", "test") if name in sources)
+        self._unlabelled = {name: splits[name].option for name in scored if -1 in sources[name].labels}
+        self._sources = {name: source for name, source in sources.items() if name not in self._unlabelled}
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -290,6 +295,10 @@ class VideoDataModule(PETLDataModule):
         return {name: source for name, source in self._sources.items() if name == "test" or source is not test}
 
     def _require(self, split: str) -> VideoSource:
+        if option := self._unlabelled.get(split):
+            raise DataError(
+                f"the {split} list has no labels", where=option, fix=f"{self.give_labels}, or use predict without them"
+            )
         source = super()._require(split)
         assert isinstance(source, VideoSource)
         return source

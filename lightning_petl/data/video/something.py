@@ -50,6 +50,7 @@ class SomethingSomethingV2Data(VideoDataModule):
     """
 
     flips = False
+    give_labels = "set data.test_answers to the file with the sentences of its videos"
 
     def __init__(
         self,
@@ -141,8 +142,9 @@ def _entries(
             entries.append(Entry((name,), -1 if sentence is None else numbers[plain]))
     if faults:
         _refuse(f"{len(faults)} bad entries: {listed(faults, '; ', shown=5)}", file)
-    if any(entry.label < 0 for entry in entries) and any(entry.label >= 0 for entry in entries):
-        _refuse("some of the videos have a template and some have none", file)
+    bare = [entry.names[0] for entry in entries if entry.label < 0]
+    if 0 < len(bare) < len(entries):
+        _refuse(f"some of the videos have a template and some have none, {bare[0]} first", file)
     return entries
 
 

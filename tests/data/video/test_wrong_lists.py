@@ -174,3 +174,59 @@ def test_a_list_without_any_of_its_videos(videos: Path, tmp_path: Path) -> None:
         of_three_classes(videos, tmp_path, "012", missing="drop")
     with pytest.raises(DataError, match="6 videos are missing: 6 of train"):
         of_three_classes(videos, tmp_path, "012")
+
+
+EASY = {"image_size": 32, "normalization": "imagenet"}
+
+
+def test_a_test_list_without_answers_says_what_it_lacks(videos: Path, tmp_path: Path) -> None:
+    data = SomethingSomethingV2Data(str(layouts.something(videos, tmp_path)), **EASY)  # type: ignore[arg-type]
+    for use in (lambda: data.setup("test"), lambda: data.n_expected("test"), data.test_dataloader):
+        with pytest.raises(
+            DataError, match=r"test list has no labels \[data\.test\] - set data\.test_answers .*, or use predict"
+        ):
+            use()
+    data.setup("predict")
+    none = SomethingSomethingV2Data(str(tmp_path), test=None, **EASY)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"the data set has no test split \[data\.test\]"):
+        none.setup("test")
+
+
+def unlabelled(root: Path, split: str, rows: slice) -> None:
+    """A list with a second row, and without the labels of some."""
+    file = root / "annotations" / f"{split}.csv"
+    head, *lines = file.read_text().splitlines()
+    lines = [lines[0], lines[0]]
+    lines[rows] = ["," + line.partition(",")[2] for line in lines[rows]]
+    file.write_text("\n".join([head, *lines]) + "\n")
+
+
+def test_a_kinetics_test_list_without_labels_says_what_it_lacks(videos: Path, tmp_path: Path) -> None:
+    root = layouts.kinetics(videos, tmp_path, "flat")
+    unlabelled(root, "test", slice(2))
+    with pytest.warns(DataWarning, match="listed more than once"):
+        data = KineticsData(str(root), test="test", **CSV, **EASY)  # type: ignore[arg-type]
+    with pytest.raises(
+        DataError, match=r"the test list has no labels \[data\.test_csv\] - give .* column label, or use predict"
+    ):
+        data.setup("test")
+    data.setup("predict")
+
+
+@pytest.mark.parametrize(("rows", "line"), [(slice(1), 2), (slice(1, 2), 3)])
+@pytest.mark.parametrize("split", ["test", "val", "train"])
+def test_a_kinetics_list_that_is_labelled_in_part(
+    videos: Path, tmp_path: Path, split: str, rows: slice, line: int
+) -> None:
+    root = layouts.kinetics(videos, tmp_path, "flat")
+    unlabelled(root, split, rows)
+    with pytest.raises(DataError, match=rf"line {line} of the {split} list has no label.*/{split}\.csv\]"):
+        KineticsData(str(root), test="test", **CSV)  # type: ignore[arg-type]
+
+
+def test_a_list_of_something_something_that_is_labelled_in_part(videos: Path, tmp_path: Path) -> None:
+    root = layouts.something(videos, tmp_path)
+    entries = [{"id": "9", "template": layouts.SENTENCES[1]}, {"id": "10"}]
+    (root / "test.json").write_text(json.dumps(entries))
+    with pytest.raises(DataError, match=r"some of the videos have a template and some have none, 10 first"):
+        SomethingSomethingV2Data(str(root))
