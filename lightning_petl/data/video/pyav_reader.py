@@ -10,6 +10,7 @@ frames are counted by decoding once when the file is opened, and read from the b
 
 from __future__ import annotations
 
+import struct
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -280,6 +281,8 @@ class PyAVReader(VideoReader):
                 return
 
     def _pixels(self, frame: VideoFrame) -> NDArray[np.uint8]:
+        if self._size is None and _is_mirrored(frame):
+            raise DataError("the video is to be shown mirrored", where=self.path, fix="rewrite it as it is to be seen")
         pixels: NDArray[np.uint8] = np.rot90(frame.to_ndarray(format="rgb24"), _quarter_turns(frame.rotation))
         self._size = pixels.shape[0], pixels.shape[1]
         return pixels
@@ -295,6 +298,13 @@ class PyAVReader(VideoReader):
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _is_mirrored(frame: Any) -> bool:
+    """Whether the matrix that turns a frame reflects it, too, which FFmpeg would take for a turn."""
+    matrices = [bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"]
+    a, b, _, c, d = struct.unpack_from("5i", matrices[0]) if matrices else (1, 0, 0, 0, 1)
+    return bool(a * d < b * c)
 
 
 def _quarter_turns(degrees: int) -> int:

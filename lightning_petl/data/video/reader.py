@@ -29,7 +29,7 @@ class VideoReader(ABC):
     The rules, one for each way in which frames could change without a word:
 
     - Frame ``i`` is the ``i``-th that a player shows, decoded from the start, whatever the order of access.
-    - Rotation in the metadata is applied, by multiples of 90 degrees; mirroring and pixel aspect ratio are not.
+    - Rotation in the metadata is applied, by multiples of 90 degrees; pixel aspect ratio is not.
     - Pixels are 8-bit RGB by the matrix and range that the stream states. Readers agree to the bit on 8-bit streams of
       even size. On others (10 bits, odd sizes, BT.2020) their versions of libswscale differ, most at edges of colour.
     - Transparency is left out: pixels have the colour that is stored, as players without it show them.

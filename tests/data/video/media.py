@@ -176,12 +176,18 @@ def packed(path: Path, count: int = 60) -> None:
 
 
 def rotated(source: Path, path: Path, degrees: int) -> None:
-    """A copy that asks to be shown turned clockwise: the matrix of its track header (ISO/IEC 14496-12, 8.3.2)."""
-    data = bytearray(source.read_bytes())
+    """A copy that asks to be shown turned clockwise."""
+    path.write_bytes(source.read_bytes())
     cosine, sine = {0: (1, 0), 90: (0, 1), 180: (-1, 0), 270: (0, -1)}[degrees]
+    shown(path, cosine, sine, -sine, cosine)
+
+
+def shown(path: Path, *matrix: int) -> None:
+    """Writes the matrix of a video's track header, ``a, b, c, d`` (ISO/IEC 14496-12, 8.3.2)."""
+    data = bytearray(path.read_bytes())
     at = data.find(b"tkhd") + 44
-    one = 1 << 16
-    data[at : at + 20] = struct.pack(">5i", cosine * one, sine * one, 0, -sine * one, cosine * one)
+    a, b, c, d = (value << 16 for value in matrix)
+    data[at : at + 20] = struct.pack(">5i", a, b, 0, c, d)
     path.write_bytes(data)
 
 

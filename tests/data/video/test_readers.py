@@ -102,6 +102,18 @@ def test_rotation_is_applied(videos: Path, tmp_path: Path, reader: Reader, degre
         assert np.array_equal(video.frames([7, 30]), expected)
 
 
+@pytest.mark.parametrize("matrix", [(-1, 0, 0, 1), (1, 0, 0, -1), (0, 1, 1, 0), (0, -1, -1, 0)], ids=str)
+def test_a_mirrored_video_is_refused(videos: Path, tmp_path: Path, matrix: tuple[int, int, int, int]) -> None:
+    """FFmpeg would have it turned. Decord does not tell the matrix."""
+    media.rotated(videos / "long.mp4", tmp_path / "a.mp4", 0)
+    media.shown(tmp_path / "a.mp4", *matrix)
+    with (
+        PyAVReader(str(tmp_path / "a.mp4")) as video,
+        pytest.raises(DataError, match=r"to be shown mirrored \[\S+a\.mp4\]"),
+    ):
+        video.frames([7])
+
+
 @readers
 @pytest.mark.parametrize(("codec", "pixels", "name"), [("png", "rgba", "a.mov"), ("libvpx-vp9", "yuva420p", "a.webm")])
 def test_transparency_is_left_out(tmp_path: Path, reader: Reader, codec: str, pixels: str, name: str) -> None:
