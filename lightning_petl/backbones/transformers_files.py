@@ -23,7 +23,10 @@ _HEAD = re.compile(r"classifier\..*")
 _POOLED = re.compile(r"videomae\.layernorm\..*")
 _NEW = re.compile(r"fc_norm\..*")
 # What the same tensors may be run with in another way; all else of a configuration shows in names and shapes.
+# Positions of VideoMAE are computed over the patches of a frame, and frame by frame: with another size of image,
+# patches get positions of others; with another number of frames, each keeps its own.
 _MEANING = ("num_attention_heads", "hidden_act", "layer_norm_eps", "attention_type")
+_SIZES = ("image_size", "patch_size", "tubelet_size")
 _FIX = "set model.backbone, model.backbone_args and model.frames to the architecture of the file"
 
 
@@ -116,11 +119,18 @@ def _check_meaning(config: Any, source: str, kind: str) -> None:
     if found != kind:
         raise ConfigError(f"the weights are of {found!r}, not {kind!r}", where=source, fix=_FIX)
     stored = type(config).from_dict(theirs)
-    for name in _MEANING:
-        wanted, mine = getattr(stored, name, None), getattr(config, name, None)
+    for name in (*_MEANING, *_SIZES):
+        wanted, mine = (_number(getattr(one, name, None)) for one in (stored, config))
         if wanted != mine:
             fix = f"set model.backbone_args.{name} to {wanted}"
             raise ConfigError(f"{name} of the weights is {wanted}, the model's {mine}", where=source, fix=fix)
+
+
+def _number(value: Any) -> Any:
+    """A size that is given as a pair of one number, as that number; other values as they are."""
+    if not isinstance(value, list | tuple):
+        return value
+    return value[0] if len(set(value)) == 1 else list(value)
 
 
 def _read(path: Path, kind: str) -> dict[str, Tensor]:

@@ -214,6 +214,22 @@ def _with_other_heads(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
+def _of_another_image_size(folder: Path) -> None:
+    """VideoMAE's positions are computed, so that no tensor shows it."""
+    config = json.loads((folder / "config.json").read_text()) | {"image_size": 64}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def _of_other_tubelets(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text()) | {"tubelet_size": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def _of_other_patches(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text()) | {"patch_size": 16}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
 def _of_another_kind(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text()) | {"model_type": "vivit"}
     (folder / "config.json").write_text(json.dumps(config))
@@ -234,6 +250,12 @@ def _without_weights(folder: Path) -> None:
         (_without_a_tensor, r"lacks fc_norm\.bias"),
         (_with_one_more, r"has unknown .*surprise"),
         (_with_other_heads, r"num_attention_heads of the weights is 4, the model's 2"),
+        (
+            _of_another_image_size,
+            r"image_size of the weights is 64, the model's 32 .* - set model\.backbone_args\.image_size to 64",
+        ),
+        (_of_other_tubelets, r"tubelet_size of the weights is 4, the model's 2 .*backbone_args\.tubelet_size to 4"),
+        (_of_other_patches, r"patch_size of the weights is 16, the model's 8 .*backbone_args\.patch_size to 16"),
         (_of_another_kind, r"the weights are of 'vivit', not 'videomae'"),
         (_cut_off, r"cannot read weights"),
         (_without_weights, r"cannot read weights"),
@@ -263,6 +285,15 @@ def test_videomae_takes_another_number_of_frames(tmp_path: Path) -> None:
     built(new("vivit")).save_pretrained(tmp_path / "vivit")  # type: ignore[operator]
     with pytest.raises(ConfigError, match=r"position_embeddings in the file is"):
         VideoTransformer("vivit", SMALL["vivit"], CLASSES, 8).build(str(tmp_path / "vivit"))
+
+
+@each_name
+@pytest.mark.parametrize("form", [list, tuple])
+def test_sizes_in_another_form_are_the_same(name: str, form: type, tmp_path: Path) -> None:
+    """Files keep pairs as lists; a number is a pair of it."""
+    built(new(name)).save_pretrained(tmp_path)  # type: ignore[operator]
+    other = {"image_size": form((32, 32))} if name != "vivit" else {"tubelet_size": form((2, 8, 8))}
+    built(new(name, None, **other), pretrained=str(tmp_path))
 
 
 @pytest.mark.parametrize("source", ["nowhere.pth", "no/such/folder", "weights"])
