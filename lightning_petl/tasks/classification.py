@@ -12,8 +12,10 @@ from torchmetrics import MeanMetric, Metric, MetricCollection, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms import v2
 
+from lightning_petl import probe
 from lightning_petl.adapter import Method
 from lightning_petl.backbones import Architecture, TimmArgument, TimmClassifier
+from lightning_petl.data.module import PETLDataModule
 from lightning_petl.errors import ConfigError
 from lightning_petl.tasks.task import PETLTask
 
@@ -58,6 +60,30 @@ class ClassificationTask(PETLTask):
         self.mix = _mixing(self.num_classes, mixup, cutmix, mixup_switch)
         self.val_metrics = _metrics(self.num_classes, "val/")
         self.test_metrics = _metrics(self.num_classes, "test/")
+
+    def setup(self, stage: str) -> None:
+        """See `PETLTask.setup`; and runs one input of the data's size, where that is not the backbone's own.
+
+        Raises:
+            ConfigError: The backbone does not take it.
+        """
+        super().setup(stage)
+        data = getattr(self._trainer, "datamodule", None)
+        size = data.input_config.image_size if isinstance(data, PETLDataModule) else self.input_config.image_size
+        if size == self.input_config.image_size:
+            return
+        example = self.architecture.example(self.backbone, 1).to(next(self.backbone.parameters()))
+        try:
+            with probe.evaluation(self.backbone):
+                self.architecture.run(self.backbone, example.new_zeros(*example.shape[:-2], *size))
+        except (AssertionError, RuntimeError, ValueError) as error:  # each library's own
+            own, given = (" x ".join(map(str, sides)) for sides in (self.input_config.image_size, size))
+            reason = " ".join(str(error).split())
+            raise ConfigError(
+                f"the backbone takes images of {own}, and not of {given}: {reason}",
+                where="data.image_size",
+                fix="leave it out, or set model.backbone_args.img_size (of transformers, image_size) to the same",
+            ) from error
 
     def choose_architecture(self, name: str, arguments: dict[str, TimmArgument], num_classes: int) -> Architecture:
         """A timm model with its own classifier."""

@@ -296,6 +296,16 @@ def test_a_single_class_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "1 classes leave nothing to tell apart [model.num_classes]" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_images_that_the_backbone_does_not_take_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = ["--trainer.default_root_dir", str(tmp_path), "--trainer.max_epochs", "1"]
+    assert cli.run(["fit", *CONFIG, *root, "--data.image_size", "48"]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "the backbone takes images of 32 x 32, and not of 48 x 48: " in last
+    assert "[data.image_size] - leave it out, or set model.backbone_args.img_size" in last
+    dynamic = ["--model.backbone_args.dynamic_img_size", "true"]
+    command("fit", tmp_path / "dynamic", *dynamic, "--data.image_size", "48", "--trainer.max_epochs", "1")
+
+
 def test_data_of_another_task_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = ["--trainer.default_root_dir", str(tmp_path)]
     assert cli.run(["fit", *CONFIG, *root, "--model.class_path", "SegmentationTask"]) == 1
