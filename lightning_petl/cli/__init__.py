@@ -126,7 +126,8 @@ def cause(error: BaseException) -> BaseException:
         if isinstance(found, PETLError):
             return found
         found = found.__cause__ or found.__context__
-    while error.__cause__ is not None and str(error).startswith("Does not validate against any of the Union"):
+    wrapped = ("Does not validate against any of the Union", "Problem with given class_path")
+    while error.__cause__ is not None and str(error).startswith(wrapped):
         error = error.__cause__
     return error
 

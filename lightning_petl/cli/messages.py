@@ -37,6 +37,22 @@ def explain(message: str, cause: BaseException | None, parser: argparse.Argument
     )
 
 
+def unusable_class(message: str, cause: BaseException) -> ConfigError | None:
+    """A class that lacks a package, or one of a list that cannot be made; None for any other error.
+
+    Args:
+        message: The parser's message, which has the reason of each class of a list.
+        cause: The exception that it reports; of a list, merely that a list is no class.
+    """
+    found = re.search(r"Problem with given class_path '([\w.]+)':\s+(.+)", message)
+    if not found or not (isinstance(cause, ImportError) or str(cause).startswith("Not a valid subclass")):
+        return None
+    path, reason = found.groups()
+    where = "trainer.logger" if path.startswith("pytorch_lightning.loggers.") else path
+    fix = "pip install 'lightning-petl[tensorboard]'" if "tensorboard" in reason else ""
+    return ConfigError(f"{path.rpartition('.')[2]} cannot be made: {reason.strip()}", where=where, fix=fix)
+
+
 def _field(message: str) -> str:
     found = re.search(r'[Kk]ey "([^"]+)"|^argument (?:-\w+/)?(?:--)?([\w.]+)', message)
     return next(filter(None, found.groups()), "") if found else ""

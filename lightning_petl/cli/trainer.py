@@ -24,7 +24,7 @@ from lightning_petl.callbacks import (
 )
 from lightning_petl.cli import Stopped, cause, preflight
 from lightning_petl.cli.config_files import ConfigFiles
-from lightning_petl.cli.messages import explain
+from lightning_petl.cli.messages import explain, unusable_class
 from lightning_petl.data import (
     ADE20KData,
     CityscapesData,
@@ -74,9 +74,11 @@ def run(arguments: list[str]) -> int:
     try:
         _cli(files)
     except Exception as error:
-        if not isinstance(found := cause(error), PETLError):
+        found = cause(error)
+        told = found if isinstance(found, PETLError) else unusable_class(str(error), found)
+        if told is None:
             raise
-        raise files.located(found) from error
+        raise files.located(told) from error
     finally:
         sys.argv[1:] = before
     return 0

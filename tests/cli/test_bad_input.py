@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning_utilities.core.imports import RequirementCache
 from PIL import Image
+from pytorch_lightning.loggers import CSVLogger
 
 from lightning_petl import cli
 from lightning_petl.backbones import timm_models
@@ -212,6 +214,46 @@ def test_a_file_that_holds_nothing(
     last = last_line(fit(tmp_path / "run", "--config", str(file)), capsys)
     assert told in last
     assert f"[{file}]" in last
+
+
+BOARD = "class_path: TensorBoardLogger, init_args: {save_dir: .}"
+BOARDS = {
+    "one": (f"trainer:\n  logger: {{{BOARD}}}\n", 2),
+    "in a list": (
+        f"trainer:\n  logger:\n  - {{class_path: CSVLogger, init_args: {{save_dir: .}}}}\n  - {{{BOARD}}}\n",
+        4,
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "line"), BOARDS.values(), ids=list(BOARDS))
+def test_a_logger_whose_package_is_missing_says_what_to_install(
+    text: str, line: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("_TENSORBOARD_AVAILABLE", "_TENSORBOARDX_AVAILABLE"):
+        monkeypatch.setattr(f"lightning_fabric.loggers.tensorboard.{name}", RequirementCache("no-such-board"))
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    last = last_line(fit(tmp_path / "run", "--config", str(file)), capsys)
+    assert last.startswith("TensorBoardLogger cannot be made: Neither `tensorboard` nor `tensorboardX` is available.")
+    assert last.endswith(f"[trainer.logger, {file}:{line}] - pip install 'lightning-petl[tensorboard]'")
+
+
+def test_the_reason_is_told_why_a_class_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logger = ["--trainer.logger", f"{__name__}.Unusable"]
+    last = last_line(fit(tmp_path, *logger), capsys)
+    assert last.startswith("AttributeError: it has no such thing - set LIGHTNING_PETL_DEBUG=1")
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"trainer: {{logger: [{{class_path: {__name__}.Unusable}}]}}\n")
+    last = last_line(fit(tmp_path, "--config", str(file)), capsys)
+    assert last == f"Unusable cannot be made: it has no such thing [{__name__}.Unusable]"
+
+
+class Unusable(CSVLogger):
+    """A logger that fails where it is made."""
+
+    def __init__(self) -> None:
+        raise AttributeError("it has no such thing")
 
 
 def test_of_two_files_the_one_with_the_fault_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
