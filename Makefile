@@ -10,7 +10,7 @@ $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'lightning-petl needs Python 3.11 or newer: make PYTHON=python3.11 ...')"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable ".[demo,video,transformers,dev,docs]"
+	$(BIN)/pip install --quiet --editable ".[demo,video,transformers,tensorboard,dev,docs]"
 	touch $@
 
 quickstart: $(VENV)/installed  ## adapt, fold and test on real data; prints one table

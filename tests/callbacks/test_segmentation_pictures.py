@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import segmenters
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import IMAGES, EventAccumulator
 
 from lightning_petl import ConfigError, cli
 from lightning_petl.callbacks import BestCheckpoint, Overlays
@@ -144,6 +146,24 @@ def test_images_without_any_mask_can_be_predicted(folder: Path) -> None:
         weights = ["--model.weights", str(folder / f"run/{kind}.safetensors")]
         run(folder, "predict", f"alone_{kind}", *weights, *none, "--data.predict", ".")
         assert Image.open(folder / f"alone_{kind}" / "masks/x.png").size == (40, 30)
+
+
+def test_tensorboard_shows_pictures_and_scores(folder: Path) -> None:
+    """Beside the run's own files, in the folder that the logger is given."""
+    here = folder / "board"
+    where = ["--trainer.logger.save_dir", str(here), "--trainer.logger.name", "", "--trainer.logger.version", ""]
+    run(folder, "fit", "board", "--trainer.logger", "TensorBoardLogger", *where, "--trainer.max_epochs", "2")
+    assert len(list(here.glob("events.out.tfevents.*"))) == 1
+    board = EventAccumulator(str(here), size_guidance={IMAGES: 0})
+    board.Reload()
+    assert board.Tags()[IMAGES] == ["val/overlays"]
+    shown = board.Images("val/overlays")
+    assert [each.step for each in shown] == [2, 4]  # two batches an epoch
+    for epoch, each in enumerate(shown):
+        with Image.open(here / f"overlays/epoch-{epoch:03d}.png") as written:
+            kept = np.asarray(Image.open(BytesIO(each.encoded_image_string)))
+            np.testing.assert_array_equal(kept, np.asarray(written))
+    assert board.Scalars("val/miou")[-1].value == pytest.approx(results(here)["val/miou"], abs=1e-6)
 
 
 def test_loggers_that_take_images_get_them(tmp_path: Path) -> None:
