@@ -283,7 +283,9 @@ class PyAVReader(VideoReader):
     def _pixels(self, frame: VideoFrame) -> NDArray[np.uint8]:
         if self._size is None and _is_mirrored(frame):
             raise DataError("the video is to be shown mirrored", where=self.path, fix="rewrite it as it is to be seen")
-        pixels: NDArray[np.uint8] = np.rot90(frame.to_ndarray(format="rgb24"), _quarter_turns(frame.rotation))
+        # By one thread: a worker that is forked after others were started waits for ever when such a frame is freed.
+        upright = np.rot90(frame.reformat(format="rgb24", threads=1).to_ndarray(), _quarter_turns(frame.rotation))
+        pixels: NDArray[np.uint8] = upright
         self._size = pixels.shape[0], pixels.shape[1]
         return pixels
 
