@@ -283,9 +283,9 @@ class PyAVReader(VideoReader):
     def _pixels(self, frame: VideoFrame) -> NDArray[np.uint8]:
         if self._size is None and _is_mirrored(frame):
             raise DataError("the video is to be shown mirrored", where=self.path, fix="rewrite it as it is to be seen")
-        # By one thread: a worker that is forked after others were started waits for ever when such a frame is freed.
-        upright = np.rot90(frame.reformat(format="rgb24", threads=1).to_ndarray(), _quarter_turns(frame.rotation))
-        pixels: NDArray[np.uint8] = upright
+        # On one thread: others are missing in a forked process, which would wait for them when it frees such a frame.
+        stored: Any = frame.reformat(format="rgb24", threads=1).to_ndarray()
+        pixels: NDArray[np.uint8] = np.rot90(stored, _quarter_turns(frame.rotation))
         self._size = pixels.shape[0], pixels.shape[1]
         return pixels
 
